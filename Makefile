@@ -1,0 +1,50 @@
+# What there is: make help.  Everything is made in .venv/ and build/.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+
+PYTHON := .venv/bin/python
+FUZZ_ARGS ?= --runs 200000
+CMD ?=
+# by the environment, since a command may hold quotes of any kind
+export NSRUN_CMD := $(value CMD)
+
+.PHONY: help build run test bench check fuzz clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Install nsrun and the Python package into .venv
+	@scripts/setup build
+
+run: build ## Build and test the example in a sandbox, or run CMD='...' in one
+	@if [[ -n $$NSRUN_CMD ]]; then \
+		.venv/bin/nsrun run --workspace . -- sh -c "$$NSRUN_CMD"; \
+	else \
+		$(PYTHON) examples/build_project.py; \
+	fi
+
+# not "python -m pytest", which would import ./cowork_nsrun instead of what is installed
+test: ## Run all tests
+	@scripts/setup test
+	@.venv/bin/pytest
+
+bench: ## Compare with bwrap and others; writes docs/bench
+	@scripts/setup bench
+	@$(PYTHON) -m bench
+
+check: ## Lint, formatting, types
+	@scripts/setup check
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/mypy tests/python examples/*.py
+	@shellcheck scripts/setup fuzz/run .ci/run
+
+fuzz: ## Fuzz the parser and the reader of plans, FUZZ_ARGS="--time 600" for longer
+	@scripts/setup fuzz
+	@fuzz/run $(FUZZ_ARGS)
+
+clean: ## Remove what was built
+	@rm -rf build .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	@find . -name __pycache__ -prune -exec rm -rf {} +

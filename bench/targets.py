@@ -1,0 +1,94 @@
+"""What the design promises, beside what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.contenders import BASE
+from bench.measure import Result
+
+
+@dataclass(frozen=True)
+class Target:
+    """nsrun over another contender in one case; at least ``bound`` if ``more``, else at most."""
+
+    case: str
+    against: str
+    bound: float
+    what: str
+    more: bool = False
+
+
+TARGETS = [
+    Target("true", BASE, 0.25, "nsrun / bwrap, static true"),
+    Target("net", BASE, 0.35, "nsrun / bwrap, with a new network"),
+    Target("cowork", BASE, 0.25, "nsrun / bwrap, Cowork argv"),
+    Target("binds-1000", BASE, 0.03, "nsrun / bwrap, 1,000 binds"),
+    Target("true", "floor", 1.15, "nsrun / floor, static true"),
+    Target("throughput-2", BASE, 4.0, "runs a second over bwrap's, both cores", more=True),
+]
+# A bind may cost this much more among a thousand than among a hundred and still count as linear.
+LINEAR = 1.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One target as one user."""
+
+    what: str
+    user: str
+    wanted: str
+    measured: float | None
+    met: bool | None
+
+
+def find(results: list[Result], case: str, user: str, contender: str) -> Result | None:
+    for result in results:
+        if (result.case, result.user, result.contender) == (case, user, contender):
+            return result
+    return None
+
+
+def quotient(mine: Result | None, other: Result | None) -> float | None:
+    if mine is None or other is None:
+        return None
+    if mine.median_ns is not None and other.median_ns:
+        return mine.median_ns / other.median_ns
+    if mine.per_second is not None and other.per_second:
+        return mine.per_second / other.per_second
+    return None
+
+
+def judge(target: Target, results: list[Result], user: str) -> Verdict:
+    mine = find(results, target.case, user, "nsrun")
+    value = quotient(mine, find(results, target.case, user, target.against))
+    wanted = f"{'≥' if target.more else '≤'} {target.bound:g}"
+    met = None if value is None else (value >= target.bound) == target.more or value == target.bound
+    return Verdict(target.what, user, wanted, value, met)
+
+
+def slope(results: list[Result], user: str, contender: str, few: int, many: int) -> float | None:
+    """Nanoseconds a bind between two counts."""
+    low = find(results, f"binds-{few}", user, contender)
+    high = find(results, f"binds-{many}", user, contender)
+    if low is None or high is None or low.median_ns is None or high.median_ns is None:
+        return None
+    return (high.median_ns - low.median_ns) / (many - few)
+
+
+def judge_linearity(results: list[Result], user: str, contender: str) -> Verdict:
+    """Does the thousandth bind cost what the hundredth did?"""
+    first = slope(results, user, contender, 10, 100)
+    second = slope(results, user, contender, 100, 1000)
+    value = second / first if first and second and first > 0 else None
+    met = None if value is None else value <= LINEAR
+    what = f"{contender}: a bind of 100 to 1,000 over one of 10 to 100"
+    return Verdict(what, user, f"≤ {LINEAR:g}", value, met)
+
+
+def judge_all(results: list[Result]) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+    for user in dict.fromkeys(r.user for r in results):
+        verdicts += [judge(target, results, user) for target in TARGETS]
+        verdicts.append(judge_linearity(results, user, "nsrun"))
+    return verdicts

@@ -1,0 +1,61 @@
+"""Sandboxes for AI-agent programs on Linux.
+
+>>> from cowork_nsrun import Sandbox, run
+>>> run(["echo", "hello"], Sandbox.minimal()).check().stdout
+b'hello\\n'
+"""
+
+from cowork_nsrun._native import version as _version
+from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
+from cowork_nsrun.plan import Plan
+from cowork_nsrun.process import Result, Timings, run, run_plan
+from cowork_nsrun.spec import (
+    Bind,
+    BindData,
+    BindFd,
+    Chmod,
+    Dev,
+    Dir,
+    File,
+    Mqueue,
+    Namespace,
+    Overlay,
+    Proc,
+    ReadOnlyOverlay,
+    RemountReadOnly,
+    Sandbox,
+    Symlink,
+    Tmpfs,
+    TmpOverlay,
+)
+
+__version__ = _version()
+
+__all__ = [
+    "Bind",
+    "BindData",
+    "BindFd",
+    "Chmod",
+    "CommandError",
+    "Dev",
+    "Dir",
+    "File",
+    "Mqueue",
+    "Namespace",
+    "NsrunError",
+    "Overlay",
+    "Plan",
+    "Proc",
+    "ReadOnlyOverlay",
+    "RemountReadOnly",
+    "Result",
+    "Sandbox",
+    "SpecError",
+    "Symlink",
+    "TimeoutExpired",
+    "Timings",
+    "TmpOverlay",
+    "Tmpfs",
+    "run",
+    "run_plan",
+]

@@ -1,0 +1,358 @@
+"""The C core with Python types: the only module that touches ``ffi``.
+
+A thin layer: each method is one C function of ``nsrun.h``, with strings, bytes
+and errors turned into Python's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from cowork_nsrun._native._core import ffi, lib
+from cowork_nsrun.errors import NsrunError
+
+
+class OpType(IntEnum):
+    """What a filesystem operation does."""
+
+    BIND = lib.NSR_OP_BIND
+    REMOUNT_RO = lib.NSR_OP_REMOUNT_RO
+    PROC = lib.NSR_OP_PROC
+    DEV = lib.NSR_OP_DEV
+    TMPFS = lib.NSR_OP_TMPFS
+    MQUEUE = lib.NSR_OP_MQUEUE
+    DIR = lib.NSR_OP_DIR
+    FILE = lib.NSR_OP_FILE
+    BIND_DATA = lib.NSR_OP_BIND_DATA
+    SYMLINK = lib.NSR_OP_SYMLINK
+    CHMOD = lib.NSR_OP_CHMOD
+    OVERLAY = lib.NSR_OP_OVERLAY
+    TMP_OVERLAY = lib.NSR_OP_TMP_OVERLAY
+    RO_OVERLAY = lib.NSR_OP_RO_OVERLAY
+    HOSTNAME = lib.NSR_OP_HOSTNAME
+
+
+class OpFlag(IntFlag):
+    """How a filesystem operation does it."""
+
+    NONE = 0
+    RDONLY = lib.NSR_OP_RDONLY
+    DEVICES = lib.NSR_OP_DEVICES
+    TRY = lib.NSR_OP_TRY
+    SOURCE_FD = lib.NSR_OP_SOURCE_FD
+
+
+class PlanFlag(IntFlag):
+    """Switches of a whole plan."""
+
+    NONE = 0
+    UNSHARE_USER_TRY = lib.NSR_UNSHARE_USER_TRY
+    UNSHARE_CGROUP_TRY = lib.NSR_UNSHARE_CGROUP_TRY
+    DISABLE_USERNS = lib.NSR_DISABLE_USERNS
+    ASSERT_USERNS_DISABLED = lib.NSR_ASSERT_USERNS_DISABLED
+    NEW_SESSION = lib.NSR_NEW_SESSION
+    DIE_WITH_PARENT = lib.NSR_DIE_WITH_PARENT
+    AS_PID_1 = lib.NSR_AS_PID_1
+    CAPS_TOUCHED = lib.NSR_CAPS_TOUCHED
+    LEVEL_PREFIX = lib.NSR_LEVEL_PREFIX
+    NOT_A_SECURITY_BOUNDARY = lib.NSR_NOT_A_SECURITY_BOUNDARY
+    CLOSE_FDS = lib.NSR_CLOSE_FDS
+    DEFAULT_SIGNALS = lib.NSR_DEFAULT_SIGNALS
+
+
+class Number(IntEnum):
+    """A word of the plan that is a number."""
+
+    FLAGS = lib.NSR_FLAGS
+    UNSHARE = lib.NSR_UNSHARE
+    CAPS_SET = lib.NSR_CAPS_SET
+    CAPS_CLEAR = lib.NSR_CAPS_CLEAR
+    UID = lib.NSR_UID
+    GID = lib.NSR_GID
+    USERNS_FD = lib.NSR_USERNS_FD
+    USERNS2_FD = lib.NSR_USERNS2_FD
+    PIDNS_FD = lib.NSR_PIDNS_FD
+    SYNC_FD = lib.NSR_SYNC_FD
+    BLOCK_FD = lib.NSR_BLOCK_FD
+    USERNS_BLOCK_FD = lib.NSR_USERNS_BLOCK_FD
+    INFO_FD = lib.NSR_INFO_FD
+    JSON_STATUS_FD = lib.NSR_JSON_STATUS_FD
+    SECCOMP_FD = lib.NSR_SECCOMP_FD
+
+
+# file descriptors stand last in enum nsr_number
+FD_NUMBERS = tuple(number for number in Number if number >= Number.USERNS_FD)
+
+
+class String(IntEnum):
+    """A word of the plan that is a string."""
+
+    HOSTNAME = lib.NSR_HOSTNAME
+    CHDIR = lib.NSR_CHDIR
+    ARGV0 = lib.NSR_ARGV0
+
+
+class Words(IntEnum):
+    """A list of strings of the plan."""
+
+    ARGV = lib.NSR_ARGV
+    ENV = lib.NSR_ENV
+    LOCK_FILES = lib.NSR_LOCK_FILES
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One filesystem operation, as the plan holds it; ``fd`` -1 means none."""
+
+    type: OpType
+    dest: str | None = None
+    source: str | None = None
+    work: str | None = None
+    flags: OpFlag = OpFlag.NONE
+    fd: int = -1
+    perms: int = 0
+    size: int = 0
+    data: bytes | None = None
+    layers: tuple[str, ...] = ()
+
+
+def version() -> str:
+    """The version of the core; the package's own."""
+    return _str(lib.nsr_version())
+
+
+def _str(value: Any) -> str:
+    return os.fsdecode(ffi.string(value))
+
+
+def _optional_str(value: Any) -> str | None:
+    return None if value == ffi.NULL else _str(value)
+
+
+def _raw(value: str) -> bytes:
+    """For a ``const char *`` argument: cffi ends it with a NUL byte."""
+    raw = os.fsencode(value)
+    if b"\0" in raw:
+        raise NsrunError(f"a NUL byte in {value!r}", errno=errno.EINVAL)
+    return raw
+
+
+def _c_str(value: str) -> Any:
+    return ffi.new("char[]", _raw(value))
+
+
+def _c_words(values: Iterable[str]) -> tuple[Any, list[Any]]:
+    """An array that ends with NULL, and what has to live as long as it does."""
+    kept = [_c_str(value) for value in values]
+    return ffi.new("const char *[]", [*kept, ffi.NULL]), kept
+
+
+def _error(diag: Any) -> NsrunError:
+    return NsrunError(_str(diag.text), step=diag.step, path=_str(diag.path), errno=diag.err)
+
+
+def _check(ret: int) -> None:
+    if ret < 0:
+        raise NsrunError(os.strerror(-ret), errno=-ret)
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def nsr_py_warn(arg: Any, text: Any) -> None:
+    """Take one warning of the parser."""
+    ffi.from_handle(arg).append(_str(text))
+
+
+class Plan:
+    """``struct nsr_plan``, freed with this object."""
+
+    def __init__(self) -> None:
+        pointer = lib.nsr_plan_new()
+        if pointer == ffi.NULL:
+            raise MemoryError
+        self._plan = ffi.gc(pointer, lib.nsr_plan_free)
+        # the parser points into the words that it was given
+        self._kept: list[Any] = []
+
+    def parse(self, argv: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+        """Read a bwrap command line, the program's name first; returns the warnings.
+
+        Raises:
+            NsrunError: it is not one, or it asks for help or a version.
+        """
+        words, kept_words = _c_words(argv)
+        env, kept_env = _c_words(f"{name}={value}" for name, value in environ.items())
+        self._kept += [words, kept_words, env, kept_env]
+        warnings: list[str] = []
+        handle = ffi.new_handle(warnings)
+        diag = ffi.new("struct nsr_diag *")
+        ret = lib.nsr_plan_parse(self._plan, len(argv), words, env, lib.nsr_py_warn, handle, diag)
+        if ret == lib.NSR_PARSE_ERROR:
+            raise _error(diag)
+        if ret != lib.NSR_PARSE_OK:
+            raise NsrunError("the command line holds no command", errno=errno.EINVAL)
+        return warnings
+
+    def read(self, data: bytes) -> None:
+        """Fill an empty plan from bytes."""
+        diag = ffi.new("struct nsr_diag *")
+        if lib.nsr_plan_read(self._plan, ffi.from_buffer("uint8_t[]", data), len(data), diag):
+            raise _error(diag)
+
+    def write(self) -> bytes:
+        """The plan as bytes."""
+        size = lib.nsr_plan_write(self._plan, ffi.NULL, 0)
+        out = ffi.new("uint8_t[]", size)
+        lib.nsr_plan_write(self._plan, out, size)
+        return bytes(ffi.buffer(out, size))
+
+    def check(self) -> None:
+        """Raise if it asks for what no plan may ask for."""
+        diag = ffi.new("struct nsr_diag *")
+        if lib.nsr_plan_check(self._plan, diag):
+            raise _error(diag)
+
+    def set_number(self, which: Number, value: int) -> None:
+        """Set a number."""
+        _check(lib.nsr_plan_set_number(self._plan, which, value))
+
+    def set_string(self, which: String, value: str | None) -> None:
+        """Set a string, or take it away."""
+        text = ffi.NULL if value is None else _raw(value)
+        _check(lib.nsr_plan_set_string(self._plan, which, text))
+
+    def add_word(self, which: Words, value: str) -> None:
+        """Add to a list."""
+        _check(lib.nsr_plan_add_word(self._plan, which, _raw(value)))
+
+    def add_op(self, op: Op) -> None:
+        """Add a filesystem operation."""
+        native = ffi.new("struct nsr_op *")
+        native.type, native.flags, native.fd = op.type, op.flags, op.fd
+        native.perms, native.size = op.perms, op.size
+        # a struct holds pointers only; what they point to is kept here until it is copied
+        kept: list[Any] = []
+        for name, value in (("source", op.source), ("dest", op.dest), ("work", op.work)):
+            if value is not None:
+                kept.append(_c_str(value))
+                setattr(native, name, kept[-1])
+        if op.data is not None:
+            kept.append(ffi.from_buffer("uint8_t[]", op.data))
+            native.data, native.data_len = kept[-1], len(op.data)
+        if op.layers:
+            kept += _c_words(op.layers)
+            native.layers, native.n_layers = kept[-2], len(op.layers)
+        _check(lib.nsr_plan_add_op(self._plan, native))
+
+    def add_seccomp(self, program: bytes) -> None:
+        """Add a seccomp program."""
+        data = ffi.from_buffer("uint8_t[]", program)
+        _check(lib.nsr_plan_add_seccomp(self._plan, data, len(program)))
+
+    def number(self, which: Number) -> int:
+        """A number of the plan."""
+        return int(lib.nsr_plan_number(self._plan, which))
+
+    def string(self, which: String) -> str | None:
+        """A string of the plan, or None."""
+        return _optional_str(lib.nsr_plan_string(self._plan, which))
+
+    def words(self, which: Words) -> tuple[str, ...]:
+        """A list of the plan."""
+        count = lib.nsr_plan_words(self._plan, which)
+        return tuple(_str(lib.nsr_plan_word(self._plan, which, i)) for i in range(count))
+
+    def ops(self) -> tuple[Op, ...]:
+        """The filesystem operations, in order."""
+        count = lib.nsr_plan_ops(self._plan)
+        return tuple(_op(lib.nsr_plan_op(self._plan, i)) for i in range(count))
+
+
+def _op(native: Any) -> Op:
+    has_data = native.data != ffi.NULL
+    return Op(
+        type=OpType(native.type),
+        dest=_optional_str(native.dest),
+        source=_optional_str(native.source),
+        work=_optional_str(native.work),
+        flags=OpFlag(native.flags),
+        fd=native.fd,
+        perms=native.perms,
+        size=native.size,
+        data=bytes(ffi.buffer(native.data, native.data_len)) if has_data else None,
+        layers=tuple(_str(native.layers[i]) for i in range(native.n_layers)),
+    )
+
+
+class NeedsProgram(Exception):
+    """This plan can't be started in process; the nsrun program has to run it."""
+
+
+class Child:
+    """A sandbox started in process.  Make it, start it, and close it whatever happens."""
+
+    def __init__(self) -> None:
+        self._child = ffi.new("struct nsr_child *")
+        self._diag = ffi.new("struct nsr_diag *")
+        self._plan: Plan | None = None
+
+    def start(self, plan: Plan, stdio: tuple[int, int, int]) -> None:
+        """Clone; ``stdio`` are the three descriptors that become 0, 1 and 2 inside.
+
+        Raises:
+            NeedsProgram: not in process.
+            NsrunError: not at all.
+        """
+        # the core reads it until the child is closed
+        self._plan = plan
+        ret = lib.nsr_spawn(plan._plan, list(stdio), self._child, self._diag)
+        if ret == -errno.ENOTSUP:
+            raise NeedsProgram(_str(self._diag.text))
+        if ret:
+            raise _error(self._diag)
+
+    def read(self) -> bool:
+        """True once the payload has ended; never blocks.
+
+        Raises:
+            NsrunError: the set-up or the exec failed.
+        """
+        ret = lib.nsr_child_read(self._child, self._diag)
+        if ret < 0:
+            raise _error(self._diag)
+        return bool(ret)
+
+    @property
+    def fd(self) -> int:
+        """Readable when :meth:`read` has something; may change with each read."""
+        return int(self._child.status_fd)
+
+    @property
+    def exit_status(self) -> int:
+        """0-255; 128+n for signal n."""
+        return int(self._child.exit_status)
+
+    @property
+    def spawn_ns(self) -> int | None:
+        """From just before the clone to just before the exec; None if it did not come to it."""
+        child = self._child
+        return int(child.exec_ns - child.start_ns) if child.exec_ns else None
+
+    def close(self) -> None:
+        """Kill what is left and free everything; may be called again."""
+        lib.nsr_child_close(self._child)
+
+
+def cap_mask(name: str) -> int:
+    """The bits of one capability by name, or of ``ALL``.
+
+    Raises:
+        NsrunError: no such capability.
+    """
+    plan = Plan()
+    plan.parse(["nsrun", "--cap-add", name, "true"], {})
+    return plan.number(Number.CAPS_SET)

@@ -1,0 +1,328 @@
+"""The compiled form of a sandbox: what the core runs, and what travels as bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from cowork_nsrun import _native
+from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
+from cowork_nsrun.errors import NsrunError, SpecError
+from cowork_nsrun.spec import (
+    Bind,
+    BindData,
+    BindFd,
+    Chmod,
+    Dev,
+    Dir,
+    File,
+    Mqueue,
+    Namespace,
+    Operation,
+    Overlay,
+    Proc,
+    ReadOnlyOverlay,
+    RemountReadOnly,
+    Sandbox,
+    Symlink,
+    Tmpfs,
+    TmpOverlay,
+)
+
+# CLONE_NEW*: linux/sched.h
+_CLONE = {
+    Namespace.CGROUP: 0x02000000,
+    Namespace.UTS: 0x04000000,
+    Namespace.IPC: 0x08000000,
+    Namespace.USER: 0x10000000,
+    Namespace.PID: 0x20000000,
+    Namespace.NET: 0x40000000,
+}
+_AT_DEST = {
+    RemountReadOnly: OpType.REMOUNT_RO,
+    Mqueue: OpType.MQUEUE,
+    Proc: OpType.PROC,
+    Dev: OpType.DEV,
+}
+
+
+class Plan:
+    """A plan: complete, checked, and ready to run.
+
+    Make one with :meth:`from_spec`, :meth:`from_argv` or :meth:`from_bytes`.  Two plans
+    are equal if their bytes are.
+    """
+
+    def __init__(self, native: _native.Plan, warnings: Sequence[str] = ()) -> None:
+        self._native = native
+        self.warnings = tuple(warnings)
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Plan:
+        """Read a bwrap command line.
+
+        Arguments:
+            argv: options, then the command; without the name ``bwrap`` itself.
+            environ: what ``--setenv`` and its kin act on; by default the caller's.
+
+        Raises:
+            NsrunError: with the text that the command line tool gives.
+        """
+        native = _native.Plan()
+        env = os.environ if environ is None else environ
+        return cls(native, native.parse(["nsrun", *argv], env))
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: Sandbox,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Plan:
+        """Compile a spec for one command.
+
+        Arguments:
+            argv: the command, found along the PATH inside, and its arguments.
+            cwd: instead of the spec's; a path inside.
+            env: the command's whole environment, instead of what the spec says.
+
+        Raises:
+            SpecError: a value that can't be, named.
+        """
+        native = _native.Plan()
+        for word in _checked_argv(argv):
+            native.add_word(Words.ARGV, word)
+        for name, value in _environment(spec, env).items():
+            native.add_word(Words.ENV, f"{name}={value}")
+        for path in spec.lock_files:
+            native.add_word(Words.LOCK_FILES, path)
+        for operation in spec.filesystem:
+            native.add_op(_compile(operation))
+        _compile_identity(native, spec)
+        directory = spec.cwd if cwd is None else _checked_cwd(cwd)
+        if directory is not None:
+            native.set_string(String.CHDIR, directory)
+        native.set_number(Number.UNSHARE, sum(_CLONE[name] for name in spec.unshare))
+        native.set_number(Number.FLAGS, _flags(spec) | _compile_caps(native, spec))
+        for program in spec.seccomp:
+            native.add_seccomp(program)
+        native.check()
+        return cls(native)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        """Read what :meth:`to_bytes` wrote; strict.
+
+        Raises:
+            NsrunError: it is damaged, of another version, or asks for what can't be.
+        """
+        native = _native.Plan()
+        native.read(data)
+        return cls(native)
+
+    def to_bytes(self) -> bytes:
+        """The plan in the form that ``nsrun --plan FD`` reads."""
+        return self._native.write()
+
+    def with_changes(
+        self, flags: PlanFlag = PlanFlag.NONE, numbers: Mapping[Number, int] | None = None
+    ) -> Plan:
+        """A copy with flags added and numbers set."""
+        native = _native.Plan()
+        native.read(self.to_bytes())
+        native.set_number(Number.FLAGS, self.flags | flags)
+        for which, value in (numbers or {}).items():
+            native.set_number(which, value)
+        native.check()
+        return Plan(native, self.warnings)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.to_bytes() == other.to_bytes()
+
+    def __hash__(self) -> int:
+        return hash(self.to_bytes())
+
+    def __repr__(self) -> str:
+        return f"<Plan {self.argv!r}, {len(self.operations)} operations>"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command and its arguments."""
+        return self._native.words(Words.ARGV)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The command's environment, ``PWD`` aside, which the core sets."""
+        words = self._native.words(Words.ENV)
+        return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+    @property
+    def lock_files(self) -> tuple[str, ...]:
+        """Files to hold a read lock on."""
+        return self._native.words(Words.LOCK_FILES)
+
+    @property
+    def operations(self) -> tuple[Op, ...]:
+        """The filesystem operations, in order, as the core has them."""
+        return self._native.ops()
+
+    @property
+    def flags(self) -> PlanFlag:
+        """The plan's switches."""
+        return PlanFlag(self._native.number(Number.FLAGS))
+
+    @property
+    def unshare(self) -> frozenset[Namespace]:
+        """The namespaces that are certainly new."""
+        bits = self._native.number(Number.UNSHARE)
+        return frozenset(name for name, bit in _CLONE.items() if bits & bit)
+
+    @property
+    def cwd(self) -> str | None:
+        """Directory inside to start in."""
+        return self._native.string(String.CHDIR)
+
+    @property
+    def hostname(self) -> str | None:
+        """Host name inside."""
+        return self._native.string(String.HOSTNAME)
+
+    def number(self, which: Number) -> int:
+        """Any number of the plan."""
+        return self._native.number(which)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The caller's file descriptors that the plan speaks of."""
+        named = [self.number(which) for which in _native.FD_NUMBERS]
+        return tuple(fd for fd in [*named, *(op.fd for op in self.operations)] if fd >= 0)
+
+    @property
+    def native(self) -> _native.Plan:
+        """What the core runs; for :mod:`cowork_nsrun.process`."""
+        return self._native
+
+
+def _checked_argv(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    if isinstance(argv, str | bytes):
+        raise SpecError("argv", "a list of words is wanted, not one string")
+    if not argv:
+        raise SpecError("argv", "must not be empty")
+    words = []
+    for word in argv:
+        text = os.fspath(word) if isinstance(word, os.PathLike) else word
+        if not isinstance(text, str) or "\0" in text:
+            raise SpecError("argv", f"a string without NUL bytes is wanted, not {word!r}")
+        words.append(text)
+    return words
+
+
+def _checked_cwd(cwd: str | os.PathLike[str]) -> str:
+    text = os.fspath(cwd)
+    if not isinstance(text, str) or not text.startswith("/") or "\0" in text:
+        raise SpecError("cwd", f"an absolute path inside is wanted, not {cwd!r}")
+    return text
+
+
+def _environment(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]:
+    if env is not None:
+        for name, value in env.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise SpecError("env", f"strings are wanted, not {name!r}: {value!r}")
+            if not name or "=" in name or "\0" in name + value:
+                raise SpecError("env", f"{name!r} can't be set to {value!r}")
+        return dict(env)
+    result = {} if spec.clear_env else dict(os.environ)
+    for name, new in spec.environment:
+        if new is None:
+            result.pop(name, None)
+        else:
+            result[name] = new
+    return result
+
+
+def _compile(operation: Operation) -> Op:  # noqa: PLR0911 - one return a kind is the clearest
+    match operation:
+        case Bind():
+            flags = OpFlag.RDONLY if operation.read_only else OpFlag.NONE
+            flags |= OpFlag.DEVICES if operation.devices else OpFlag.NONE
+            flags |= OpFlag.TRY if operation.optional else OpFlag.NONE
+            return Op(OpType.BIND, operation.dest, operation.source, flags=flags)
+        case BindFd():
+            flags = OpFlag.SOURCE_FD | (OpFlag.RDONLY if operation.read_only else OpFlag.NONE)
+            return Op(OpType.BIND, operation.dest, flags=flags, fd=operation.fd)
+        case Tmpfs(dest, size, mode):
+            return Op(OpType.TMPFS, dest, perms=mode, size=size or 0)
+        case Dir(dest, mode):
+            return Op(OpType.DIR, dest, perms=mode)
+        case File(dest, content, mode):
+            return Op(OpType.FILE, dest, data=content, perms=mode)
+        case BindData(dest, content, read_only, mode):
+            flags = OpFlag.RDONLY if read_only else OpFlag.NONE
+            return Op(OpType.BIND_DATA, dest, data=content, perms=mode, flags=flags)
+        case Symlink(target, dest):
+            return Op(OpType.SYMLINK, dest, target)
+        case Chmod(dest, mode):
+            return Op(OpType.CHMOD, dest, perms=mode)
+        case Overlay(dest, layers, upper, work):
+            return Op(OpType.OVERLAY, dest, upper, work, layers=layers)
+        case TmpOverlay(dest, layers):
+            return Op(OpType.TMP_OVERLAY, dest, layers=layers)
+        case ReadOnlyOverlay(dest, layers):
+            return Op(OpType.RO_OVERLAY, dest, layers=layers)
+        case RemountReadOnly() | Mqueue() | Proc() | Dev():
+            return Op(_AT_DEST[type(operation)], operation.dest)
+
+
+def _compile_identity(native: _native.Plan, spec: Sandbox) -> None:
+    if spec.uid is not None:
+        native.set_number(Number.UID, spec.uid)
+    if spec.gid is not None:
+        native.set_number(Number.GID, spec.gid)
+    if spec.hostname is not None:
+        native.add_op(Op(OpType.HOSTNAME, source=spec.hostname))
+        native.set_string(String.HOSTNAME, spec.hostname)
+
+
+def _flags(spec: Sandbox) -> PlanFlag:
+    wanted = {
+        PlanFlag.UNSHARE_USER_TRY: Namespace.USER in spec.unshare_try,
+        PlanFlag.UNSHARE_CGROUP_TRY: Namespace.CGROUP in spec.unshare_try,
+        PlanFlag.DISABLE_USERNS: spec.disable_userns,
+        PlanFlag.NEW_SESSION: spec.new_session,
+        PlanFlag.DIE_WITH_PARENT: spec.die_with_parent,
+        PlanFlag.AS_PID_1: spec.as_pid_1,
+        PlanFlag.CLOSE_FDS: spec.close_fds,
+    }
+    flags = PlanFlag.NONE
+    for flag, is_wanted in wanted.items():
+        if is_wanted:
+            flags |= flag
+    return flags
+
+
+def _cap_masks(field: str, names: frozenset[str]) -> int:
+    mask = 0
+    for name in sorted(names):
+        try:
+            mask |= _native.cap_mask(name)
+        except NsrunError as error:
+            raise SpecError(f"Sandbox.{field}", error.text) from None
+    return mask
+
+
+def _compile_caps(native: _native.Plan, spec: Sandbox) -> PlanFlag:
+    """``ALL`` first, single names after it: the particular word holds."""
+    if not spec.caps_add and not spec.caps_drop:
+        return PlanFlag.NONE
+    add = _cap_masks("caps_add", spec.caps_add - {"all"})
+    drop = _cap_masks("caps_drop", spec.caps_drop - {"all"})
+    if "all" in spec.caps_drop:
+        drop = ~add
+    if "all" in spec.caps_add:
+        add = ~drop
+    native.set_number(Number.CAPS_SET, add)
+    native.set_number(Number.CAPS_CLEAR, drop)
+    return PlanFlag.CAPS_TOUCHED

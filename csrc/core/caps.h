@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT */
+/* caps.h - capability sets. */
+#ifndef NSR_CAPS_H
+#define NSR_CAPS_H
+
+#include <stdint.h>
+
+/* Number of a capability by its name ("cap_sys_admin", any case) or digits; -1: unknown. */
+int nsr_cap_by_name(const char *name);
+
+/* capget(2) of this process; -errno on failure. */
+int nsr_caps_read(uint64_t *effective, uint64_t *inheritable);
+
+/* permitted = effective = inheritable = caps. */
+int nsr_caps_write(uint64_t caps);
+
+/* Take what is not in keep from the bounding set. */
+int nsr_caps_bound(uint64_t keep);
+
+/* Raise all of caps in the ambient set; what the kernel refuses stays down. */
+void nsr_caps_raise_ambient(uint64_t caps);
+
+#endif

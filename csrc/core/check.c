@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT */
+/* check.c - what no plan may ask for, whoever built it. */
+#include <errno.h>
+#include <string.h>
+
+#include "diag.h"
+#include "plan.h"
+#include "uapi.h"
+
+static const struct op_shape {
+	const char *option;
+	unsigned char source;       /* needs one (1), may have one (2), has none (0) */
+	unsigned char dest;
+	unsigned char layers;       /* how many at least */
+} shapes[NSR_OP_TYPE_END] = {
+	[NSR_OP_BIND] = { "--bind", 2, 1, 0 },
+	[NSR_OP_REMOUNT_RO] = { "--remount-ro", 0, 1, 0 },
+	[NSR_OP_PROC] = { "--proc", 0, 1, 0 },
+	[NSR_OP_DEV] = { "--dev", 0, 1, 0 },
+	[NSR_OP_TMPFS] = { "--tmpfs", 0, 1, 0 },
+	[NSR_OP_MQUEUE] = { "--mqueue", 0, 1, 0 },
+	[NSR_OP_DIR] = { "--dir", 0, 1, 0 },
+	[NSR_OP_FILE] = { "--file", 0, 1, 0 },
+	[NSR_OP_BIND_DATA] = { "--bind-data", 0, 1, 0 },
+	[NSR_OP_SYMLINK] = { "--symlink", 1, 1, 0 },
+	[NSR_OP_CHMOD] = { "--chmod", 0, 1, 0 },
+	[NSR_OP_OVERLAY] = { "--overlay", 1, 1, 1 },
+	[NSR_OP_TMP_OVERLAY] = { "--tmp-overlay", 0, 1, 1 },
+	[NSR_OP_RO_OVERLAY] = { "--ro-overlay", 0, 1, 2 },
+	[NSR_OP_HOSTNAME] = { "--hostname", 1, 0, 0 },
+};
+
+static int check_path(const char *option, const char *path, struct nsr_diag *diag)
+{
+	if (!*path)
+		return nsr_diag_set(diag, "%s: a path must not be empty", option);
+	if (strlen(path) >= sizeof(diag->path))
+		return nsr_diag_errno(diag, ENAMETOOLONG, "%s: path of %zu bytes", option,
+				      strlen(path));
+	return 0;
+}
+
+static int check_data(const struct op_shape *shape, const struct nsr_op *op,
+		      struct nsr_diag *diag)
+{
+	int wants = op->type == NSR_OP_FILE || op->type == NSR_OP_BIND_DATA;
+	int fd_source = op->type == NSR_OP_BIND && op->flags & NSR_OP_SOURCE_FD;
+
+	if ((wants && (op->fd < 0) == !op->data) || (!wants && op->data))
+		return nsr_diag_set(diag, "%s: needs one of fd and data", shape->option);
+	if (!wants && (op->fd >= 0) != fd_source)
+		return nsr_diag_set(diag, "%s: fd without use", shape->option);
+	if (op->type == NSR_OP_BIND && !op->source == !fd_source)
+		return nsr_diag_set(diag, "%s: needs one of fd and source", shape->option);
+	return 0;
+}
+
+static int check_op_paths(const struct op_shape *shape, const struct nsr_op *op,
+			  struct nsr_diag *diag)
+{
+	/* a host name and a link's text are words, not paths that are opened */
+	int source_is_path = op->type == NSR_OP_BIND || op->type == NSR_OP_OVERLAY;
+
+	if ((op->source && source_is_path && check_path(shape->option, op->source, diag)) ||
+	    (op->dest && check_path(shape->option, op->dest, diag)) ||
+	    (op->work && check_path(shape->option, op->work, diag)))
+		return -EINVAL;
+	for (uint32_t i = 0; i < op->n_layers; i++)
+		if (check_path("--overlay-src", op->layers[i], diag))
+			return -EINVAL;
+	return 0;
+}
+
+static int check_op(const struct nsr_op *op, struct nsr_diag *diag)
+{
+	const struct op_shape *shape;
+
+	if (!op->type || op->type >= NSR_OP_TYPE_END)
+		return nsr_diag_set(diag, "Unknown operation %u", op->type);
+	shape = &shapes[op->type];
+	if ((shape->source == 1 && !op->source) || (!shape->source && op->source) ||
+	    !op->dest != !shape->dest || !op->work != (op->type != NSR_OP_OVERLAY))
+		return nsr_diag_set(diag, "%s: a path is missing or too many", shape->option);
+	if (op->n_layers < shape->layers || (op->n_layers && !shape->layers))
+		return nsr_diag_set(diag, "%s: wrong number of layers", shape->option);
+	if (op->flags & ~(uint32_t)NSR_OP_FLAG_ALL || op->perms > 07777 ||
+	    op->size > SIZE_MAX / 2 || op->fd < -1)
+		return nsr_diag_set(diag, "%s: value out of range", shape->option);
+	if (check_data(shape, op, diag))
+		return -EINVAL;
+	return check_op_paths(shape, op, diag);
+}
+
+static int check_numbers(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	const int64_t unshare = NSR_CLONE_NEWUSER | NSR_CLONE_NEWIPC | NSR_CLONE_NEWPID |
+				NSR_CLONE_NEWNET | NSR_CLONE_NEWUTS | NSR_CLONE_NEWCGROUP;
+
+	if (plan->number[NSR_FLAGS] & ~(int64_t)NSR_PLAN_FLAG_ALL ||
+	    plan->number[NSR_UNSHARE] & ~unshare)
+		return nsr_diag_set(diag, "Unknown flag in plan");
+	for (int i = NSR_UID; i < NSR_NUMBER_END; i++)
+		if (plan->number[i] < -1 || plan->number[i] > INT32_MAX)
+			return nsr_diag_set(diag, "Number %d of the plan is out of range", i);
+	return 0;
+}
+
+/* In the order in which bwrap complains. */
+static int check_userns(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	const int64_t *n = plan->number;
+	int unshare = !!(n[NSR_UNSHARE] & NSR_CLONE_NEWUSER);
+
+	if (n[NSR_USERNS_BLOCK_FD] != -1 && !unshare)
+		return nsr_diag_set(diag, "--userns-block-fd requires --unshare-user");
+	if (n[NSR_USERNS_BLOCK_FD] != -1 && n[NSR_INFO_FD] == -1)
+		return nsr_diag_set(diag, "--userns-block-fd requires --info-fd");
+	if (n[NSR_USERNS_FD] != -1 && unshare)
+		return nsr_diag_set(diag, "--userns not compatible --unshare-user");
+	if (n[NSR_USERNS_FD] != -1 && n[NSR_FLAGS] & NSR_UNSHARE_USER_TRY)
+		return nsr_diag_set(diag, "--userns not compatible --unshare-user-try");
+	if (n[NSR_FLAGS] & NSR_DISABLE_USERNS && !unshare)
+		return nsr_diag_set(diag, "--disable-userns requires --unshare-user");
+	if (n[NSR_FLAGS] & NSR_DISABLE_USERNS && n[NSR_USERNS_BLOCK_FD] != -1)
+		return nsr_diag_set(diag,
+			"--disable-userns is not compatible with  --userns-block-fd");
+	return 0;
+}
+
+static int check_process(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	const int64_t *n = plan->number;
+
+	if (plan->string[NSR_HOSTNAME] && !(n[NSR_UNSHARE] & NSR_CLONE_NEWUTS))
+		return nsr_diag_set(diag, "Specifying --hostname requires --unshare-uts");
+	if (n[NSR_FLAGS] & NSR_AS_PID_1 && !(n[NSR_UNSHARE] & NSR_CLONE_NEWPID))
+		return nsr_diag_set(diag, "Specifying --as-pid-1 requires --unshare-pid");
+	if (n[NSR_FLAGS] & NSR_AS_PID_1 && plan->list[NSR_LOCK_FILES].n)
+		return nsr_diag_set(diag, "Specifying --as-pid-1 and --lock-file is not permitted");
+	if (plan->n_seccomp && n[NSR_SECCOMP_FD] != -1)
+		return nsr_diag_set(diag, "--seccomp cannot be combined with --add-seccomp-fd");
+	for (uint32_t i = 0; i < plan->n_seccomp; i++)
+		if (plan->seccomp[i].len % sizeof(struct nsr_sock_filter))
+			return nsr_diag_set(diag, "Invalid seccomp data, must be multiple of 8");
+	return 0;
+}
+
+static int check_ops(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	for (uint32_t i = 0; i < plan->n_ops; i++)
+		if (check_op(&plan->ops[i], diag))
+			return -EINVAL;
+	return 0;
+}
+
+/* A hostname operation without the flag would rename the host. */
+static int check_hostname_ops(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	for (uint32_t i = 0; i < plan->n_ops; i++)
+		if (plan->ops[i].type == NSR_OP_HOSTNAME &&
+		    !(plan->number[NSR_UNSHARE] & NSR_CLONE_NEWUTS))
+			return nsr_diag_set(diag, "Specifying --hostname requires --unshare-uts");
+	return 0;
+}
+
+int nsr_plan_check(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	if (check_numbers(plan, diag) || check_userns(plan, diag) ||
+	    check_process(plan, diag) || check_ops(plan, diag) ||
+	    check_hostname_ops(plan, diag))
+		return -EINVAL;
+	return 0;
+}

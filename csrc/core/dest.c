@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * dest.c - names below the new root; child.
+ *
+ * Destinations are resolved with openat2(RESOLVE_IN_ROOT): a symlink in a bind
+ * source or in a directory that somebody else can write never leads outside.
+ */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "spawn.h"
+#include "sys.h"
+
+/*
+ * RESOLVE_IN_ROOT answers EAGAIN when a mount or rename anywhere on the machine
+ * crossed its "..": ask again, but not for ever.
+ */
+enum { MAX_TRIES = 1 << 16 };
+
+static int open_in(int dir, const char *path, int flags, uint32_t mode)
+{
+	const struct nsr_open_how how = {
+		.flags = (uint64_t)(flags | O_CLOEXEC),
+		.mode = mode,
+		.resolve = NSR_RESOLVE_IN_ROOT | NSR_RESOLVE_NO_MAGICLINKS,
+	};
+	long fd = -EAGAIN;
+
+	for (int i = 0; fd == -EAGAIN && i < MAX_TRIES; i++)
+		fd = SYS4(SYS_openat2, dir, path, &how, sizeof(how));
+	return (int)fd;
+}
+
+int nsr_dest_open(struct nsr_ctx *ctx, const char *path, int flags)
+{
+	return open_in(ctx->root_fd, path, O_PATH | flags, 0);
+}
+
+/* The directory part goes to dir; what follows, slashes at its end too, is *last. */
+static int split(char *dir, const char *path, const char **last)
+{
+	size_t name = strlen(path);
+
+	if (name >= NSR_PATH_MAX)
+		return -ENAMETOOLONG;
+	while (name && path[name - 1] == '/')
+		name--;
+	while (name && path[name - 1] != '/')
+		name--;
+	memcpy(dir, path, name);
+	dir[name] = '\0';
+	*last = path[name] && path[name] != '/' ? path + name : ".";
+	return 0;
+}
+
+static int open_root(const struct nsr_ctx *ctx)
+{
+	return open_in(ctx->root_fd, "/", O_PATH | O_DIRECTORY, 0);
+}
+
+/* Open path as a directory, making it in dir if it is missing. */
+static int make_dir(struct nsr_ctx *ctx, int dir, const char *path, const char *name,
+		    uint32_t mode)
+{
+	int fd = nsr_dest_open(ctx, path, O_DIRECTORY);
+	long ret;
+
+	if (fd != -ENOENT)
+		return fd;
+	ret = SYS3(SYS_mkdirat, dir, name, mode);
+	return ret < 0 ? (int)ret : nsr_dest_open(ctx, path, O_DIRECTORY);
+}
+
+/* mkdir -p: one name after the other, cutting path off behind it. */
+static int make_dirs(struct nsr_ctx *ctx, char *path, uint32_t mode)
+{
+	int dir = open_root(ctx);
+	char *at = path;
+
+	while (dir >= 0) {
+		char *name = at + strspn(at, "/");
+		char *end = name + strcspn(name, "/");
+		char after = *end;
+		int next;
+
+		if (name == end)
+			break;
+		*end = '\0';
+		next = make_dir(ctx, dir, path, name, mode);
+		SYS1(SYS_close, dir);
+		dir = next;
+		*end = after;
+		at = end;
+	}
+	return dir;
+}
+
+/*
+ * An fd on the directory that path's last name lies in; the name is left in
+ * *last.  Missing directories are made with this mode.
+ */
+int nsr_dest_parent(struct nsr_ctx *ctx, const char *path, uint32_t mode, const char **last)
+{
+	char *dir = ctx->cold->path[0];
+	int ret = split(dir, path, last);
+	int fd;
+
+	if (ret)
+		return ret;
+	fd = *dir ? nsr_dest_open(ctx, dir, O_DIRECTORY) : open_root(ctx);
+	return fd == -ENOENT ? make_dirs(ctx, dir, mode) : fd;
+}
+
+uint32_t nsr_parents_mode(const struct nsr_op *op)
+{
+	uint32_t mode = 0755;
+
+	if (!(op->perms & 0070))
+		mode &= ~0050u;
+	if (!(op->perms & 0007))
+		mode &= ~0005u;
+	return mode;
+}
+
+/* bwrap looks at the parents first, so their failure is the one that counts. */
+static int fail_dir(struct nsr_ctx *ctx, int parent, long err)
+{
+	return parent < 0 ? nsr_fail(ctx, NSR_STEP_PARENTS, parent) :
+			    nsr_fail(ctx, NSR_STEP_MKDIR, err);
+}
+
+/* As mkdir(1) -p; *there is set where a name exists that leads nowhere. */
+static int find_or_make(struct nsr_ctx *ctx, const struct nsr_op *op, uint32_t mode, long *there)
+{
+	int fd = nsr_dest_open(ctx, op->dest, O_DIRECTORY);
+	const char *last;
+	int parent;
+	long err = fd;
+
+	if (fd >= 0)
+		return fd;
+	parent = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
+	if (parent < 0 || fd == -ENOTDIR)
+		return fail_dir(ctx, parent, err);
+	err = SYS3(SYS_mkdirat, parent, last, mode);
+	if (err == -EEXIST) {
+		*there = fd;
+	} else if (err >= 0) {
+		fd = nsr_dest_open(ctx, op->dest, O_DIRECTORY);
+		err = fd;
+	}
+	SYS1(SYS_close, parent);
+	return fd >= 0 || *there ? fd : fail_dir(ctx, 0, err);
+}
+
+/* A directory to mount on; mounting on a link that dangles fails at step. */
+int nsr_dest_dir(struct nsr_ctx *ctx, const struct nsr_op *op, enum nsr_step step)
+{
+	long there = 0;
+	int fd = find_or_make(ctx, op, 0755, &there);
+
+	return there ? nsr_fail(ctx, step, there) : fd;
+}
+
+int nsr_dest_make_dir(struct nsr_ctx *ctx, const struct nsr_op *op)
+{
+	long there = 0;
+	int fd = find_or_make(ctx, op, op->perms, &there);
+
+	if (fd >= 0)
+		SYS1(SYS_close, fd);
+	return fd >= 0 || there ? 0 : -1;
+}
+
+/* creat(2) below the new root; flags say what to do with what is there. */
+int nsr_dest_create(struct nsr_ctx *ctx, const struct nsr_op *op, int flags, uint32_t mode,
+		    enum nsr_step step)
+{
+	int fd = open_in(ctx->root_fd, op->dest, O_CREAT | O_WRONLY | flags, mode);
+	const char *last;
+	int parent;
+
+	if (fd >= 0)
+		return fd;
+	parent = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
+	if (parent < 0)
+		return nsr_fail(ctx, NSR_STEP_PARENTS, parent);
+	SYS1(SYS_close, parent);
+	if (fd == -ENOENT)
+		fd = open_in(ctx->root_fd, op->dest, O_CREAT | O_WRONLY | flags, mode);
+	return fd < 0 ? nsr_fail(ctx, step, fd) : fd;
+}
+
+static int is_dir(int fd)
+{
+	struct nsr_statx st;
+	long ret = SYS5(SYS_statx, fd, "", NSR_AT_EMPTY_PATH, NSR_STATX_TYPE, &st);
+
+	return ret < 0 ? (int)ret : S_ISDIR(st.mode);
+}
+
+/* A file to mount on: any that is there but a directory, else an empty one. */
+int nsr_dest_file(struct nsr_ctx *ctx, const struct nsr_op *op)
+{
+	int fd = nsr_dest_open(ctx, op->dest, 0);
+
+	if (fd < 0)
+		return nsr_dest_create(ctx, op, 0, 0444, NSR_STEP_CREATE);
+	return is_dir(fd) ? nsr_fail(ctx, NSR_STEP_CREATE, -EISDIR) : fd;
+}
+
+int nsr_fail(struct nsr_ctx *ctx, enum nsr_step step, long err)
+{
+	return nsr_fail_text(ctx, step, err, "");
+}
+
+int nsr_fail_text(struct nsr_ctx *ctx, enum nsr_step step, long err, const char *text)
+{
+	size_t len = strlen(text);
+
+	if (len >= NSR_RECORD_TEXT)
+		len = NSR_RECORD_TEXT - 1;
+	ctx->failure = (struct nsr_record){ .type = NSR_RECORD_FAIL, .step = step,
+					    .err = (int32_t)-err, .op = ctx->op };
+	memcpy(ctx->cold->text, text, len);
+	ctx->cold->text[len] = '\0';
+	return -1;
+}

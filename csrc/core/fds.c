@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+/* fds.c - file descriptors of our own. */
+#include <fcntl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "diag.h"
+#include "spawn.h"
+#include "sys.h"
+
+enum { FIRST_FREE = 3 };
+
+static unsigned int next_kept(const int *keep, int n, unsigned int from)
+{
+	unsigned int next = ~0u;
+
+	for (int i = 0; i < n; i++)
+		if (keep[i] >= 0 && (unsigned int)keep[i] >= from && (unsigned int)keep[i] < next)
+			next = (unsigned int)keep[i];
+	return next;
+}
+
+/* Close all fds from 3 on but those listed; -1 in the list stands for none. */
+int nsr_close_but(const int *keep, int n)
+{
+	unsigned int from = FIRST_FREE;
+
+	for (;;) {
+		unsigned int next = next_kept(keep, n, from);
+		long ret = 0;
+
+		if (next > from)
+			ret = SYS3(SYS_close_range, from, next == ~0u ? next : next - 1, 0);
+		if (ret < 0)
+			return (int)ret;
+		if (next == ~0u)
+			return 0;
+		from = next + 1;
+	}
+}
+
+/* Where the caller left stdio closed, a new fd would land there: move it up. */
+static int above_stdio(int fd)
+{
+	int moved;
+
+	if (fd >= FIRST_FREE)
+		return fd;
+	moved = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FREE);
+	close(fd);
+	return moved;
+}
+
+/*
+ * A number that the plan names but the caller left closed must not become one
+ * of our own fds.  An O_PATH fd keeps the place: to all that is done with it,
+ * it is EBADF, just as if it were closed.
+ */
+static int reserve(int fd, struct nsr_diag *diag)
+{
+	int place;
+
+	if (fd < 0 || fcntl(fd, F_GETFD) >= 0)
+		return 0;
+	place = open("/", O_PATH | O_CLOEXEC);
+	if (place == fd)
+		return 0;
+	if (place < 0 || dup3(place, fd, O_CLOEXEC) < 0) {
+		/* beyond the limit for fds: nobody gets it, so it can stay closed */
+		int err = errno;
+
+		if (place >= 0)
+			close(place);
+		return err == EBADF ? 0 : nsr_diag_errno(diag, err, "Can't reserve fd %d", fd);
+	}
+	close(place);
+	return 0;
+}
+
+int nsr_reserve_fds(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	for (int i = NSR_USERNS_FD; i < NSR_NUMBER_END; i++)
+		if (reserve((int)plan->number[i], diag))
+			return -1;
+	for (uint32_t i = 0; i < plan->n_ops; i++)
+		if (reserve(plan->ops[i].fd, diag))
+			return -1;
+	return 0;
+}
+
+/* pipe2(2), close-on-exec, packet by packet, never 0, 1 or 2. */
+int nsr_pipe(int fds[2])
+{
+	if (pipe2(fds, O_CLOEXEC | O_DIRECT))
+		return -errno;
+	fds[0] = above_stdio(fds[0]);
+	fds[1] = above_stdio(fds[1]);
+	return fds[0] < 0 || fds[1] < 0 ? -EMFILE : 0;
+}
+
+/* 1: a record, 0: the end, -errno.  The text that came with it ends with a NUL. */
+int nsr_read_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT])
+{
+	const struct iovec parts[2] = { { record, sizeof(*record) },
+					{ text, NSR_RECORD_TEXT } };
+	ssize_t n;
+
+	do
+		n = readv(fd, parts, 2);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	if (n > (ssize_t)sizeof(*record))
+		text[(size_t)n - sizeof(*record) - 1] = '\0';
+	return n >= (ssize_t)sizeof(*record);
+}

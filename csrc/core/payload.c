@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT */
+/* payload.c - from a finished sandbox to the payload's exec; child. */
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include "caps.h"
+#include "spawn.h"
+#include "sys.h"
+
+enum { CLOSE_RANGE_CLOEXEC_BIT = 4, SIGSET_BYTES = 8 };
+
+static int64_t now(void)
+{
+	struct timespec ts = { 0, 0 };
+
+	SYS2(SYS_clock_gettime, CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* Nobody may be listening any more; that is no reason to fail. */
+int nsr_send_exec(struct nsr_ctx *ctx)
+{
+	const struct nsr_record record = { .type = NSR_RECORD_EXEC, .op = -1, .value = now() };
+
+	return ctx->report_exec ? (int)SYS3(SYS_write, ctx->status_w, &record, sizeof(record)) : 0;
+}
+
+void nsr_send_failure(struct nsr_ctx *ctx)
+{
+	const struct iovec parts[2] = {
+		{ &ctx->failure, sizeof(ctx->failure) },
+		{ ctx->cold->text, strlen(ctx->cold->text) + 1 },
+	};
+
+	SYS3(SYS_writev, ctx->status_w, parts, 2);
+}
+
+/* parent: our parent's pid, or 0 where it is in another pid namespace. */
+int nsr_parent_death(struct nsr_ctx *ctx, int parent)
+{
+	struct pollfd status = { .fd = ctx->status_w };
+	const struct timespec at_once = { 0, 0 };
+	long ret;
+
+	if (!(ctx->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT))
+		return 0;
+	ret = SYS5(SYS_prctl, NSR_PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (ret < 0)
+		return nsr_fail(ctx, NSR_STEP_PDEATHSIG, ret);
+	/*
+	 * The parent may have died before that call took effect.  getppid(2) is
+	 * 0 in a new pid namespace, but a dead monitor reads no status.
+	 */
+	if (parent)
+		return SYS0(SYS_getppid) == parent ? 0 : (int)SYS1(SYS_exit_group, 1);
+	ret = SYS5(SYS_ppoll, &status, 1, &at_once, 0, 0);
+	return ret > 0 && status.revents & POLLERR ? (int)SYS1(SYS_exit_group, 1) : 0;
+}
+
+int nsr_seccomp_read(struct nsr_ctx *ctx)
+{
+	int fd = (int)ctx->plan->number[NSR_SECCOMP_FD];
+
+	if (fd < 0)
+		return 0;
+	while (ctx->bpf_len < sizeof(ctx->cold->bpf)) {
+		long n = SYS3(SYS_read, fd, ctx->cold->bpf + ctx->bpf_len,
+			      sizeof(ctx->cold->bpf) - ctx->bpf_len);
+
+		if (n == -EINTR)
+			continue;
+		if (n < 0)
+			return nsr_fail(ctx, NSR_STEP_SECCOMP_READ, n);
+		if (!n)
+			break;
+		ctx->bpf_len += (uint64_t)n;
+	}
+	SYS1(SYS_close, fd);
+	if (ctx->bpf_len > NSR_MAX_BPF)
+		return nsr_fail(ctx, NSR_STEP_SECCOMP_EINVAL, 0);
+	if (ctx->bpf_len % sizeof(struct nsr_sock_filter))
+		return nsr_fail(ctx, NSR_STEP_SECCOMP_SIZE, 0);
+	ctx->fprogs[0] = (struct nsr_sock_fprog){
+		(unsigned short)(ctx->bpf_len / sizeof(struct nsr_sock_filter)),
+		(const struct nsr_sock_filter *)(const void *)ctx->cold->bpf,
+	};
+	ctx->n_fprogs = 1;
+	return 0;
+}
+
+int nsr_seccomp_load(struct nsr_ctx *ctx)
+{
+	for (uint32_t i = 0; i < ctx->n_fprogs; i++) {
+		long ret = SYS5(SYS_prctl, NSR_PR_SET_SECCOMP, NSR_SECCOMP_MODE_FILTER,
+				&ctx->fprogs[i], 0, 0);
+
+		if (ret < 0)
+			return nsr_fail(ctx, ret == -EINVAL ? NSR_STEP_SECCOMP_EINVAL :
+					NSR_STEP_SECCOMP, ret);
+	}
+	return 0;
+}
+
+static int wait_block_fd(struct nsr_ctx *ctx)
+{
+	int fd = (int)ctx->plan->number[NSR_BLOCK_FD];
+	char byte;
+
+	if (fd < 0)
+		return 0;
+	/* the end of the file counts too, as does an error */
+	while (SYS3(SYS_read, fd, &byte, 1) == -EINTR)
+		;
+	SYS1(SYS_close, fd);
+	return 0;
+}
+
+/* The directory to start in, and the PWD that goes with it. */
+static int enter_cwd(struct nsr_ctx *ctx)
+{
+	const char *dir = ctx->plan->string[NSR_CHDIR];
+
+	if (dir) {
+		long ret = SYS1(SYS_chdir, dir);
+
+		*ctx->pwd_slot = ctx->pwd_chdir;
+		return ret < 0 ? nsr_fail_text(ctx, NSR_STEP_CHDIR, ret, dir) : 0;
+	}
+	if (ctx->old_cwd && SYS1(SYS_chdir, ctx->old_cwd) == 0)
+		*ctx->pwd_slot = ctx->pwd_cwd;
+	else if (ctx->home && SYS1(SYS_chdir, ctx->home) == 0)
+		*ctx->pwd_slot = ctx->pwd_home;
+	return 0;
+}
+
+int nsr_payload_enter(struct nsr_ctx *ctx)
+{
+	long ret;
+
+	if (wait_block_fd(ctx) || nsr_seccomp_read(ctx))
+		return -1;
+	SYS1(SYS_umask, ctx->old_umask);
+	if (enter_cwd(ctx))
+		return -1;
+	if (ctx->plan->number[NSR_FLAGS] & NSR_NEW_SESSION) {
+		ret = SYS0(SYS_setsid);
+		if (ret < 0)
+			return nsr_fail(ctx, NSR_STEP_SETSID, ret);
+	}
+	return 0;
+}
+
+static int move_stdio(struct nsr_ctx *ctx)
+{
+	for (int i = 0; i < 3; i++) {
+		long ret;
+
+		if (ctx->stdio[i] < 0)
+			continue;
+		/* all of them lie above 2, so none is overwritten before its turn */
+		ret = SYS3(SYS_dup3, ctx->stdio[i], i, 0);
+		if (ret < 0)
+			return nsr_fail(ctx, NSR_STEP_STDIO, ret);
+	}
+	return 0;
+}
+
+static void default_action(int signal_number)
+{
+	/* the kernel's struct sigaction: handler (0 is SIG_DFL), flags, restorer, mask */
+	const unsigned long action[4] = { 0 };
+
+	SYS4(SYS_rt_sigaction, signal_number, action, 0, SIGSET_BYTES);
+}
+
+static void reset_signals(struct nsr_ctx *ctx)
+{
+	default_action(SIGCHLD);
+	if (ctx->plan->number[NSR_FLAGS] & NSR_DEFAULT_SIGNALS) {
+		default_action(SIGPIPE);
+		default_action(SIGXFSZ);
+	}
+	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &ctx->sigmask, 0, SIGSET_BYTES);
+}
+
+static int wait_release(struct nsr_ctx *ctx)
+{
+	char byte;
+	long n;
+
+	if (ctx->release_r < 0)
+		return 0;
+	do
+		n = SYS3(SYS_read, ctx->release_r, &byte, 1);
+	while (n == -EINTR);
+	/* the reaper is gone: nothing may run without it */
+	return n == 1 ? 0 : (int)SYS1(SYS_exit_group, 1);
+}
+
+/* execvp(3): what the names along PATH answer decides whether the next is tried. */
+static int exec_programs(struct nsr_ctx *ctx)
+{
+	long err = -ENOENT;
+	int denied = 0;
+
+	for (const char **program = ctx->programs; *program; program++) {
+		long ret = SYS3(SYS_execve, *program, ctx->argv, ctx->envp);
+
+		if (ret == -ENOEXEC) {
+			ctx->sh_argv[1] = *program;
+			ret = SYS3(SYS_execve, "/bin/sh", ctx->sh_argv, ctx->envp);
+		}
+		err = ret;
+		if (ret == -EACCES)
+			denied = 1;
+		else if (ret != -ENOENT && ret != -ENOTDIR && ret != -ESTALE &&
+			 ret != -ENODEV && ret != -ETIMEDOUT)
+			break;
+	}
+	return nsr_fail_text(ctx, NSR_STEP_EXEC, denied ? -EACCES : err,
+			     ctx->plan->list[NSR_ARGV].v[0]);
+}
+
+static int close_for_payload(struct nsr_ctx *ctx)
+{
+	const int64_t *n = ctx->plan->number;
+	long ret;
+
+	if (n[NSR_SYNC_FD] != -1 && !(n[NSR_FLAGS] & NSR_AS_PID_1))
+		SYS1(SYS_close, n[NSR_SYNC_FD]);
+	if (!(n[NSR_FLAGS] & NSR_CLOSE_FDS))
+		return 0;
+	ret = SYS3(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC_BIT);
+	return ret < 0 ? nsr_fail(ctx, NSR_STEP_CLOSE_FDS, ret) : 0;
+}
+
+/* Returns only if the exec failed. */
+int nsr_payload_exec(struct nsr_ctx *ctx)
+{
+	if (close_for_payload(ctx) || move_stdio(ctx))
+		return -1;
+	reset_signals(ctx);
+	if (nsr_parent_death(ctx, ctx->reaper_pid))
+		return -1;
+	if (ctx->facts.raise_ambient)
+		nsr_caps_raise_ambient(ctx->facts.caps);
+	if (wait_release(ctx) || nsr_seccomp_load(ctx))
+		return -1;
+	nsr_send_exec(ctx);
+	return exec_programs(ctx);
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * reaper.c - pid 1 of the sandbox; child.
+ *
+ * The payload is cloned first, since it needs the fds and capabilities that a
+ * reaper must not keep, but it waits until the reaper has given them up.  Where
+ * the memory is a foreign program's, the reaper is a program of its own and
+ * lets the payload go by a pipe; else it is this copy of nsrun and lets it go
+ * by a word in their common memory, for which no call is needed that a seccomp
+ * filter could deny.
+ */
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+
+#include "caps.h"
+#include "reaper_loop.h"
+#include "spawn.h"
+#include "sys.h"
+
+static int lock_files(struct nsr_ctx *ctx)
+{
+	const struct nsr_words *files = &ctx->plan->list[NSR_LOCK_FILES];
+	struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+
+	for (uint32_t i = 0; i < files->n; i++) {
+		/* kept open for good, also by the reaper that is exec'd */
+		long fd = SYS3(SYS_openat, NSR_AT_FDCWD, files->v[i], O_RDONLY);
+		long ret;
+
+		if (fd < 0)
+			return nsr_fail_text(ctx, NSR_STEP_LOCK_OPEN, fd, files->v[i]);
+		ret = SYS3(SYS_fcntl, fd, F_SETLK, &lock);
+		if (ret < 0)
+			return nsr_fail_text(ctx, NSR_STEP_LOCK, ret, files->v[i]);
+	}
+	return 0;
+}
+
+static void wait_for_reaper(struct nsr_ctx *ctx)
+{
+	while (!__atomic_load_n(&ctx->released, __ATOMIC_ACQUIRE)) {
+		if (SYS0(SYS_getppid) != ctx->reaper_pid)
+			SYS1(SYS_exit_group, 1);
+		SYS0(SYS_sched_yield);
+	}
+}
+
+static int payload_main(void *arg)
+{
+	struct nsr_ctx *ctx = arg;
+
+	if (ctx->share_vm)
+		SYS1(SYS_close, ctx->release_w);
+	else
+		wait_for_reaper(ctx);
+	nsr_payload_exec(ctx);
+	nsr_send_failure(ctx);
+	SYS1(SYS_exit_group, 1);
+	return 1;
+}
+
+/* Only what pid 1 needs stays open, beside stdin, stdout and stderr. */
+static int close_fds(struct nsr_ctx *ctx)
+{
+	const int keep[] = { ctx->status_w, (int)ctx->plan->number[NSR_SYNC_FD], ctx->release_w,
+			     ctx->life_r, ctx->reaper_fd, ctx->bpf_fd };
+	int ret = nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
+
+	return ret < 0 ? nsr_fail(ctx, NSR_STEP_CLOSE_FDS, ret) : 0;
+}
+
+static int give_up_rights(struct nsr_ctx *ctx)
+{
+	int ret = nsr_caps_write(0);
+
+	/* a filter around all of this may forbid capset(2) to root, as bwrap knows */
+	if (ret < 0 && !(ret == -EPERM && !ctx->facts.real_uid))
+		return nsr_fail(ctx, NSR_STEP_CAPSET, ret);
+	if (nsr_parent_death(ctx, 0))
+		return -1;
+	return nsr_seccomp_load(ctx);
+}
+
+/* The reaper's own program; it replaces this process, memory and all. */
+static int exec_reaper(struct nsr_ctx *ctx, int payload)
+{
+	const int values[] = { payload, ctx->status_w, ctx->release_w, ctx->life_r, ctx->bpf_fd };
+	enum { N = sizeof(values) / sizeof(values[0]) };
+	const char *const envp[1] = { NULL };
+	const char *argv[N + 2] = { "nsrun-reaper" };
+	char numbers[N][16];
+	long ret;
+
+	for (int i = 0; i < N; i++) {
+		numbers[i][0] = '\0';
+		if (values[i] >= 0)
+			nsr_number_behind(numbers[i], (uint64_t)values[i]);
+		if (i && values[i] >= 0)
+			SYS3(SYS_fcntl, values[i], F_SETFD, 0);
+		argv[i + 1] = numbers[i];
+	}
+	argv[N + 1] = NULL;
+	ret = SYS5(SYS_execveat, ctx->reaper_fd, "", argv, envp, NSR_AT_EMPTY_PATH);
+	return nsr_fail(ctx, NSR_STEP_REAPER, ret);
+}
+
+static int clone_payload(struct nsr_ctx *ctx)
+{
+	uint32_t *clear = &ctx->clear_tid[1];
+	const unsigned long flags = NSR_CLONE_VM | NSR_CLONE_CHILD_CLEARTID | SIGCHLD;
+
+	__atomic_store_n(clear, 1, __ATOMIC_RELEASE);
+	return clone(payload_main, ctx->cold->payload_stack + sizeof(ctx->cold->payload_stack), (int)flags,
+		     ctx, NULL, NULL, clear);
+}
+
+/*
+ * Without a pid namespace the monitor waits for the whole sandbox, as bwrap's
+ * does, and takes the status from our exit.
+ */
+static int reports_end(const struct nsr_ctx *ctx)
+{
+	return ctx->facts.unshare & NSR_CLONE_NEWPID ? 1 : 0;
+}
+
+/* Ends with the sandbox, or with -1 if it could not be finished. */
+int nsr_reaper_become(struct nsr_ctx *ctx)
+{
+	int payload;
+
+	ctx->reaper_pid = (int)SYS0(SYS_getpid);
+	payload = clone_payload(ctx);
+	if (payload < 0)
+		return nsr_fail(ctx, NSR_STEP_FORK, -errno);
+	if (close_fds(ctx) || lock_files(ctx))
+		return -1;
+	if (ctx->share_vm)
+		return exec_reaper(ctx, payload);
+	if (give_up_rights(ctx))
+		return -1;
+	__atomic_store_n(&ctx->released, 1, __ATOMIC_RELEASE);
+	SYS1(SYS_exit_group, nsr_reap(payload, reports_end(ctx) ? ctx->status_w : -1));
+	return 0;
+}

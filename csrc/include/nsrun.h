@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * nsrun.h - the one public header of the native core.
+ *
+ * A *plan* is everything that one sandbox is, as one value.  It is made from a
+ * bwrap command line (nsr_plan_parse), field by field (nsr_plan_set_*,
+ * nsr_plan_add_*), or from bytes (nsr_plan_read); it is run by nsr_spawn or
+ * nsr_run_command.
+ *
+ * CFFI reads the declarations of this file: lines that begin with '#' are
+ * dropped for it, so constants are enums and declarations use no macros.
+ */
+#ifndef NSRUN_H
+#define NSRUN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum {
+	NSR_PLAN_VERSION = 1,
+	NSR_MAX_WORDS = 9000,       /* bwrap's limit for argv and --args together */
+	NSR_MAX_PLAN_BYTES = 1 << 26,
+	NSR_DIAG_TEXT = 9216,       /* two PATH_MAX names and the words around them */
+	NSR_ID_UNSET = -1,
+};
+
+/* What one filesystem operation does; they run in the order of the plan. */
+enum nsr_op_type {
+	NSR_OP_BIND = 1,
+	NSR_OP_REMOUNT_RO,
+	NSR_OP_PROC,
+	NSR_OP_DEV,
+	NSR_OP_TMPFS,
+	NSR_OP_MQUEUE,
+	NSR_OP_DIR,
+	NSR_OP_FILE,
+	NSR_OP_BIND_DATA,
+	NSR_OP_SYMLINK,
+	NSR_OP_CHMOD,
+	NSR_OP_OVERLAY,
+	NSR_OP_TMP_OVERLAY,
+	NSR_OP_RO_OVERLAY,
+	NSR_OP_HOSTNAME,
+	NSR_OP_TYPE_END,
+};
+
+enum nsr_op_flag {
+	NSR_OP_RDONLY = 1 << 0,
+	NSR_OP_DEVICES = 1 << 1,    /* device nodes stay usable */
+	NSR_OP_TRY = 1 << 2,        /* an absent source skips the operation */
+	NSR_OP_SOURCE_FD = 1 << 3,  /* the source is the directory or file open at fd */
+	NSR_OP_FLAG_ALL = (1 << 4) - 1,
+};
+
+/* Life-cycle and policy switches of a plan. */
+enum nsr_plan_flag {
+	NSR_UNSHARE_USER_TRY = 1 << 0,
+	NSR_UNSHARE_CGROUP_TRY = 1 << 1,
+	NSR_DISABLE_USERNS = 1 << 2,
+	NSR_ASSERT_USERNS_DISABLED = 1 << 3,
+	NSR_NEW_SESSION = 1 << 4,
+	NSR_DIE_WITH_PARENT = 1 << 5,
+	NSR_AS_PID_1 = 1 << 6,
+	NSR_CAPS_TOUCHED = 1 << 7,  /* --cap-add or --cap-drop was given */
+	NSR_LEVEL_PREFIX = 1 << 8,
+	NSR_NOT_A_SECURITY_BOUNDARY = 1 << 9,
+	NSR_CLOSE_FDS = 1 << 10,    /* the payload gets stdin, stdout and stderr only */
+	NSR_DEFAULT_SIGNALS = 1 << 11, /* SIGPIPE, SIGXFSZ back to their defaults */
+	NSR_PLAN_FLAG_ALL = (1 << 12) - 1,
+};
+
+struct nsr_op {
+	uint32_t type;              /* enum nsr_op_type */
+	uint32_t flags;             /* enum nsr_op_flag */
+	int32_t fd;                 /* data to copy, or the source; -1: none */
+	uint32_t perms;             /* mode bits; 0 where the operation has none */
+	uint64_t size;              /* bytes of a tmpfs; 0: the kernel's default */
+	const char *source;         /* NULL where the operation has none */
+	const char *dest;
+	const char *work;           /* overlay: the work directory */
+	const uint8_t *data;        /* content instead of fd */
+	uint64_t data_len;
+	const char *const *layers;  /* overlay: lower directories, bottom first */
+	uint32_t n_layers;
+};
+
+/* A word of the plan that is a number. */
+enum nsr_number {
+	NSR_FLAGS,                  /* enum nsr_plan_flag, or-ed */
+	NSR_UNSHARE,                /* CLONE_NEW* bits */
+	NSR_CAPS_SET,               /* capabilities added to the caller's set, ... */
+	NSR_CAPS_CLEAR,             /* ... and those taken from it */
+	NSR_UID,                    /* ids inside; NSR_ID_UNSET: the caller's */
+	NSR_GID,
+	NSR_USERNS_FD,              /* from here on file descriptors, -1: none */
+	NSR_USERNS2_FD,
+	NSR_PIDNS_FD,
+	NSR_SYNC_FD,
+	NSR_BLOCK_FD,
+	NSR_USERNS_BLOCK_FD,
+	NSR_INFO_FD,
+	NSR_JSON_STATUS_FD,
+	NSR_SECCOMP_FD,
+	NSR_NUMBER_END,
+};
+
+enum nsr_string {
+	NSR_HOSTNAME,               /* the last --hostname, for its check */
+	NSR_CHDIR,
+	NSR_ARGV0,
+	NSR_STRING_END,
+};
+
+enum nsr_list {
+	NSR_ARGV,
+	NSR_ENV,
+	NSR_LOCK_FILES,
+	NSR_LIST_END,
+};
+
+/* Why something failed.  text is complete, errno's meaning included. */
+struct nsr_diag {
+	int step;                   /* enum nsr_step; 0: the request itself is wrong */
+	int err;                    /* errno, 0: none */
+	char path[4096];            /* the path it failed at, may be empty */
+	char text[NSR_DIAG_TEXT];
+};
+
+struct nsr_plan;
+
+struct nsr_plan *nsr_plan_new(void);
+void nsr_plan_free(struct nsr_plan *plan);
+
+/* All of these copy what they are given; -ENOMEM or -EINVAL on failure. */
+int nsr_plan_set_number(struct nsr_plan *plan, enum nsr_number which, int64_t value);
+int nsr_plan_set_string(struct nsr_plan *plan, enum nsr_string which, const char *value);
+int nsr_plan_add_word(struct nsr_plan *plan, enum nsr_list which, const char *value);
+int nsr_plan_add_op(struct nsr_plan *plan, const struct nsr_op *op);
+int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len);
+
+int64_t nsr_plan_number(const struct nsr_plan *plan, enum nsr_number which);
+const char *nsr_plan_string(const struct nsr_plan *plan, enum nsr_string which);
+uint32_t nsr_plan_words(const struct nsr_plan *plan, enum nsr_list which);
+const char *nsr_plan_word(const struct nsr_plan *plan, enum nsr_list which, uint32_t i);
+uint32_t nsr_plan_ops(const struct nsr_plan *plan);
+const struct nsr_op *nsr_plan_op(const struct nsr_plan *plan, uint32_t i);
+
+/*
+ * Parse a bwrap command line (argv[0] is the program's name) into an empty
+ * plan.  envp is the environment that --setenv and its kin act on.  The plan
+ * keeps pointers into argv and envp.
+ */
+enum nsr_parse_result {
+	NSR_PARSE_OK = 0,
+	NSR_PARSE_ERROR = -1,       /* diag says why */
+	NSR_PARSE_HELP = 1,         /* --help was reached */
+	NSR_PARSE_VERSION = 2,      /* --version was reached */
+	NSR_PARSE_USAGE = 3,        /* no command */
+};
+typedef void (*nsr_warn_fn)(void *arg, const char *text);
+int nsr_plan_parse(struct nsr_plan *plan, int argc, const char *const *argv,
+		   const char *const *envp, nsr_warn_fn warn, void *warn_arg,
+		   struct nsr_diag *diag);
+
+/* What no plan may ask for, in any builder: 0, or -EINVAL with diag filled. */
+int nsr_plan_check(const struct nsr_plan *plan, struct nsr_diag *diag);
+
+/*
+ * Bytes.  nsr_plan_write returns the length needed and writes at most cap
+ * bytes; writing what was read gives the same bytes.  The reader takes nothing
+ * that the writer would not have written.
+ */
+int64_t nsr_plan_write(const struct nsr_plan *plan, uint8_t *out, uint64_t cap);
+int nsr_plan_read(struct nsr_plan *plan, const uint8_t *in, uint64_t len,
+		  struct nsr_diag *diag);
+
+/* A sandbox that was started in process; times are CLOCK_MONOTONIC ns. */
+struct nsr_child {
+	pid_t pid;                  /* of the first process in it, as the caller sees it */
+	int pidfd;
+	int status_fd;              /* readable when nsr_child_read has something */
+	int life_fd;                /* closing it ends the sandbox; -1: none */
+	int64_t start_ns;           /* just before the clone */
+	int64_t exec_ns;            /* just before the payload's exec; 0: not yet */
+	int64_t exit_ns;            /* when its end was learnt; 0: not yet */
+	int exit_status;            /* 0-255, 128+n for signal n; -1: not yet */
+	void *shared;               /* stacks, freed when nobody runs on them */
+};
+
+/*
+ * Start a plan without a helper program.  The child shares the caller's memory
+ * until its exec.  stdio: the three fds that become 0, 1 and 2 inside.
+ * Returns 0 or -errno with diag filled; -ENOTSUP: the plan changes ids or
+ * joins namespaces, so the nsrun program has to run it (--plan FD).
+ */
+int nsr_spawn(const struct nsr_plan *plan, const int stdio[3], struct nsr_child *child,
+	      struct nsr_diag *diag);
+
+/*
+ * Take what status_fd has, without blocking.  1: the payload has ended and
+ * exit_status is set; 0: not yet; -errno with diag filled: the set-up or the
+ * exec failed.  nsr_child_close is due in any case.
+ */
+int nsr_child_read(struct nsr_child *child, struct nsr_diag *diag);
+
+/* Kill what is left and free everything.  Safe after any nsr_spawn that returned 0. */
+void nsr_child_close(struct nsr_child *child);
+
+const char *nsr_version(void);
+
+#endif

@@ -1,0 +1,52 @@
+"""Seed corpora: command lines that clients of bwrap really use.
+
+    seeds.py DIRECTORY TOWRITE
+
+writes DIRECTORY/argv/N (words, each with its NUL) and DIRECTORY/plan/N (the
+same as the plan's bytes, by the program TOWRITE).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+LINES = (
+    "--ro-bind / / true",
+    "--unshare-all --share-net --die-with-parent --new-session --dev /dev --proc /proc sh -c x",
+    "--unshare-user --uid 1000 --gid 1000 --unshare-uts --hostname box --bind /a /b true",
+    "--tmpfs / --ro-bind /usr /usr --symlink usr/bin /bin --dir /run --chdir /s -- prog --flag",
+    "--perms 0700 --size 4096 --tmpfs /t --perms 0640 --file 20 /f --ro-bind-data 21 /d true",
+    "--overlay-src /l1 --overlay-src /l2 --ro-overlay /o --overlay-src /l --tmp-overlay /p true",
+    "--overlay-src /l --overlay /rw /wk /o --remount-ro /o --chmod 0600 /f --mqueue /q true",
+    "--clearenv --setenv A b --unsetenv A --cap-drop ALL --cap-add CAP_NET_RAW true",
+    "--seccomp 22 --sync-fd 20 --block-fd 21 --info-fd 20 --json-status-fd 21 true",
+    "--add-seccomp-fd 22 --lock-file /l --unshare-pid --argv0 name true",
+    "--args 20 true",
+    "--args 21 --bind-fd 20 /x --ro-bind-fd 21 /y true",
+    "--userns 20 --userns2 21 --pidns 20 --unshare-pid --as-pid-1 true",
+    "--unshare-user --disable-userns --assert-userns-disabled --unshare-cgroup-try true",
+    "--bind-try /a /a --ro-bind-try /b /b --dev-bind-try /c /c --level-prefix true",
+    "--plan 20",
+    "--version",
+    "--help",
+)
+
+
+def main(directory: Path, towrite: Path) -> int:
+    for name in ("argv", "plan"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    for number, line in enumerate(LINES):
+        words = line.split()
+        data = b"".join(word.encode() + b"\0" for word in words)
+        (directory / "argv" / str(number)).write_bytes(data)
+        # data that is read while parsing is not there: those lines give no plan
+        made = subprocess.run([towrite, *words], capture_output=True, check=False)
+        if made.returncode == 0:
+            (directory / "plan" / str(number)).write_bytes(made.stdout)
+    return 0 if list((directory / "plan").iterdir()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,88 @@
+"""Fixtures that every suite shares, and the report of what this machine lacks."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+TESTS = Path(__file__).parent
+LACKING = pytest.StashKey[Counter[str]]()
+WARNINGS = ["-std=c17", "-O2", "-static", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+
+Note = Callable[[str], None]
+Lack = Callable[[str], NoReturn]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LACKING] = Counter()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    lacking = config.stash[LACKING]
+    if lacking:
+        terminalreporter.section("not tested, and why")
+        for reason, count in sorted(lacking.items()):
+            terminalreporter.line(f"{count:5d}  {reason}")
+
+
+@pytest.fixture(scope="session")
+def note_lack(pytestconfig: pytest.Config) -> Note:
+    """Count something that could not be tested, for the report at the end."""
+
+    def note(reason: str) -> None:
+        pytestconfig.stash[LACKING][reason] += 1
+
+    return note
+
+
+@pytest.fixture(scope="session")
+def lack(note_lack: Note) -> Lack:
+    """Skip a test, by name and counted: never silently."""
+
+    def skip(reason: str) -> NoReturn:
+        note_lack(reason)
+        pytest.skip(reason)
+
+    return skip
+
+
+@pytest.fixture(scope="session")
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may traverse (pytest's own are 0700)."""
+    with tempfile.TemporaryDirectory(prefix="nsrun-test-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        yield directory
+
+
+def compiler() -> list[str] | None:
+    """musl makes the smaller observer; it needs the kernel's headers by name."""
+    if shutil.which("musl-gcc"):
+        headers = [
+            path
+            for path in ("/usr/include", "/usr/include/x86_64-linux-gnu")
+            if Path(path).is_dir()
+        ]
+        return ["musl-gcc", *(word for path in headers for word in ("-idirafter", path))]
+    return next(([name] for name in ("gcc", "cc") if shutil.which(name)), None)
+
+
+@pytest.fixture(scope="session")
+def observer(open_directory: Path, lack: Lack) -> Path:
+    command = compiler()
+    if command is None:
+        lack("no C compiler: the observer cannot be built")
+    built = open_directory / "observer"
+    sources = sorted((TESTS / "observer").glob("*.c"))
+    subprocess.run([*command, *WARNINGS, *map(str, sources), "-o", str(built)], check=True)
+    built.chmod(0o755)
+    return built
