@@ -84,17 +84,22 @@ static int enter_namespaces(struct nsr_ctx *ctx)
 	return 0;
 }
 
+/* The host's /proc, since the new root may have none, or show it read-only. */
+static int hold_proc(struct nsr_ctx *ctx)
+{
+	if (!ctx->facts.second_userns)
+		return 0;
+	if (ctx->facts.in_place && !ctx->legacy_mounts)
+		ctx->proc_fd = nsr_mount_clone(NSR_AT_FDCWD, "/proc", NSR_OP_DEVICES);
+	else
+		ctx->proc_fd = (int)SYS3(SYS_openat, NSR_AT_FDCWD, "/proc", O_PATH | O_CLOEXEC);
+	return ctx->proc_fd < 0 ? nsr_fail(ctx, NSR_STEP_OPEN_PROC, ctx->proc_fd) : 0;
+}
+
 static int build_mounts(struct nsr_ctx *ctx)
 {
-	if (ctx->facts.second_userns) {
-		/* the old /proc, since the new root may have none */
-		long fd = SYS3(SYS_openat, NSR_AT_FDCWD, "/proc", O_PATH | O_CLOEXEC);
-
-		if (fd < 0)
-			return nsr_fail(ctx, NSR_STEP_OPEN_PROC, fd);
-		ctx->proc_fd = (int)fd;
-	}
-	return nsr_mounts_begin(ctx) || nsr_ops_run(ctx) || nsr_mounts_pivot(ctx) ? -1 : 0;
+	return nsr_legacy_begin(ctx) || hold_proc(ctx) || nsr_mounts_begin(ctx) ||
+	       nsr_ops_run(ctx) || nsr_mounts_pivot(ctx) ? -1 : 0;
 }
 
 /* No mounts from here on: give up what was needed for them. */

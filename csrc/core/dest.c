@@ -54,9 +54,10 @@ static int split(char *dir, const char *path, const char **last)
 	return 0;
 }
 
-static int open_root(const struct nsr_ctx *ctx)
+void nsr_dest_close(const struct nsr_ctx *ctx, int dir)
 {
-	return open_in(ctx->root_fd, "/", O_PATH | O_DIRECTORY, 0);
+	if (dir != ctx->root_fd)
+		SYS1(SYS_close, dir);
 }
 
 /* Open path as a directory, making it in dir if it is missing. */
@@ -75,7 +76,7 @@ static int make_dir(struct nsr_ctx *ctx, int dir, const char *path, const char *
 /* mkdir -p: one name after the other, cutting path off behind it. */
 static int make_dirs(struct nsr_ctx *ctx, char *path, uint32_t mode)
 {
-	int dir = open_root(ctx);
+	int dir = ctx->root_fd;
 	char *at = path;
 
 	while (dir >= 0) {
@@ -88,7 +89,7 @@ static int make_dirs(struct nsr_ctx *ctx, char *path, uint32_t mode)
 			break;
 		*end = '\0';
 		next = make_dir(ctx, dir, path, name, mode);
-		SYS1(SYS_close, dir);
+		nsr_dest_close(ctx, dir);
 		dir = next;
 		*end = after;
 		at = end;
@@ -97,8 +98,8 @@ static int make_dirs(struct nsr_ctx *ctx, char *path, uint32_t mode)
 }
 
 /*
- * An fd on the directory that path's last name lies in; the name is left in
- * *last.  Missing directories are made with this mode.
+ * An fd on the directory that path's last name lies in, for nsr_dest_close();
+ * the name is left in *last.  Missing directories are made with this mode.
  */
 int nsr_dest_parent(struct nsr_ctx *ctx, const char *path, uint32_t mode, const char **last)
 {
@@ -108,7 +109,9 @@ int nsr_dest_parent(struct nsr_ctx *ctx, const char *path, uint32_t mode, const 
 
 	if (ret)
 		return ret;
-	fd = *dir ? nsr_dest_open(ctx, dir, O_DIRECTORY) : open_root(ctx);
+	if (!dir[strspn(dir, "/")])
+		return ctx->root_fd;
+	fd = nsr_dest_open(ctx, dir, O_DIRECTORY);
 	return fd == -ENOENT ? make_dirs(ctx, dir, mode) : fd;
 }
 
@@ -130,47 +133,45 @@ static int fail_dir(struct nsr_ctx *ctx, int parent, long err)
 			    nsr_fail(ctx, NSR_STEP_MKDIR, err);
 }
 
-/* As mkdir(1) -p; *there is set where a name exists that leads nowhere. */
-static int find_or_make(struct nsr_ctx *ctx, const struct nsr_op *op, uint32_t mode, long *there)
+/* Make the directory op->dest; 0, -EEXIST where something has that name, or -1. */
+static int make_last(struct nsr_ctx *ctx, const struct nsr_op *op, uint32_t mode, int found)
 {
-	int fd = nsr_dest_open(ctx, op->dest, O_DIRECTORY);
 	const char *last;
-	int parent;
-	long err = fd;
+	int parent = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
+	long err = found;
 
-	if (fd >= 0)
-		return fd;
-	parent = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
-	if (parent < 0 || fd == -ENOTDIR)
+	if (parent < 0 || found == -ENOTDIR)
 		return fail_dir(ctx, parent, err);
 	err = SYS3(SYS_mkdirat, parent, last, mode);
-	if (err == -EEXIST) {
-		*there = fd;
-	} else if (err >= 0) {
-		fd = nsr_dest_open(ctx, op->dest, O_DIRECTORY);
-		err = fd;
-	}
-	SYS1(SYS_close, parent);
-	return fd >= 0 || *there ? fd : fail_dir(ctx, 0, err);
+	nsr_dest_close(ctx, parent);
+	return err >= 0 || err == -EEXIST ? (int)err : fail_dir(ctx, 0, err);
 }
 
 /* A directory to mount on; mounting on a link that dangles fails at step. */
 int nsr_dest_dir(struct nsr_ctx *ctx, const struct nsr_op *op, enum nsr_step step)
 {
-	long there = 0;
-	int fd = find_or_make(ctx, op, 0755, &there);
+	int fd = nsr_dest_open(ctx, op->dest, O_DIRECTORY);
+	int ret;
 
-	return there ? nsr_fail(ctx, step, there) : fd;
+	ctx->made = 0;
+	if (fd >= 0)
+		return fd;
+	ret = make_last(ctx, op, 0755, fd);
+	if (ret == -1)
+		return -1;
+	ctx->made = !ret;
+	fd = nsr_dest_open(ctx, op->dest, O_DIRECTORY);
+	return fd < 0 ? nsr_fail(ctx, ret ? step : NSR_STEP_MKDIR, fd) : fd;
 }
 
 int nsr_dest_make_dir(struct nsr_ctx *ctx, const struct nsr_op *op)
 {
-	long there = 0;
-	int fd = find_or_make(ctx, op, op->perms, &there);
+	int fd = nsr_dest_open(ctx, op->dest, O_DIRECTORY);
 
-	if (fd >= 0)
-		SYS1(SYS_close, fd);
-	return fd >= 0 || there ? 0 : -1;
+	if (fd < 0)
+		return make_last(ctx, op, op->perms, fd) == -1 ? -1 : 0;
+	SYS1(SYS_close, fd);
+	return 0;
 }
 
 /* creat(2) below the new root; flags say what to do with what is there. */
@@ -186,7 +187,7 @@ int nsr_dest_create(struct nsr_ctx *ctx, const struct nsr_op *op, int flags, uin
 	parent = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
 	if (parent < 0)
 		return nsr_fail(ctx, NSR_STEP_PARENTS, parent);
-	SYS1(SYS_close, parent);
+	nsr_dest_close(ctx, parent);
 	if (fd == -ENOENT)
 		fd = open_in(ctx->root_fd, op->dest, O_CREAT | O_WRONLY | flags, mode);
 	return fd < 0 ? nsr_fail(ctx, step, fd) : fd;
@@ -205,25 +206,8 @@ int nsr_dest_file(struct nsr_ctx *ctx, const struct nsr_op *op)
 {
 	int fd = nsr_dest_open(ctx, op->dest, 0);
 
+	ctx->made = fd < 0;
 	if (fd < 0)
 		return nsr_dest_create(ctx, op, 0, 0444, NSR_STEP_CREATE);
 	return is_dir(fd) ? nsr_fail(ctx, NSR_STEP_CREATE, -EISDIR) : fd;
-}
-
-int nsr_fail(struct nsr_ctx *ctx, enum nsr_step step, long err)
-{
-	return nsr_fail_text(ctx, step, err, "");
-}
-
-int nsr_fail_text(struct nsr_ctx *ctx, enum nsr_step step, long err, const char *text)
-{
-	size_t len = strlen(text);
-
-	if (len >= NSR_RECORD_TEXT)
-		len = NSR_RECORD_TEXT - 1;
-	ctx->failure = (struct nsr_record){ .type = NSR_RECORD_FAIL, .step = step,
-					    .err = (int32_t)-err, .op = ctx->op };
-	memcpy(ctx->cold->text, text, len);
-	ctx->cold->text[len] = '\0';
-	return -1;
 }

@@ -9,24 +9,53 @@
 
 enum { W_OK_BIT = 2 };
 
-/* On a fresh tmpfs: an empty file, and a node of the host's bound over it. */
-static int bind_node(struct nsr_ctx *ctx, int dev, const char *name, const char *source)
+static const char *const nodes[] = { "/dev/null", "/dev/zero", "/dev/full", "/dev/random",
+				     "/dev/urandom", "/dev/tty" };
+enum { N_NODES = sizeof(nodes) / sizeof(nodes[0]), CONSOLE = N_NODES };
+_Static_assert(N_NODES + 1 == NSR_DEV_NODES, "one place for each node and the console");
+
+static const char *node_source(const struct nsr_ctx *ctx, int node)
 {
+	return node == CONSOLE ? ctx->console : nodes[node];
+}
+
+static const char *node_name(int node)
+{
+	return node == CONSOLE ? "console" : nodes[node] + sizeof("/dev/") - 1;
+}
+
+int nsr_dev_clone_nodes(struct nsr_ctx *ctx)
+{
+	for (int i = 0; i < NSR_DEV_NODES; i++) {
+		if (!node_source(ctx, i))
+			continue;
+		ctx->nodes[i] = nsr_mount_clone(NSR_AT_FDCWD, node_source(ctx, i), NSR_OP_DEVICES);
+		if (ctx->nodes[i] < 0)
+			return nsr_fail_text(ctx, NSR_STEP_DEV_BIND, ctx->nodes[i], node_name(i));
+	}
+	return 0;
+}
+
+/* On a fresh tmpfs: an empty file, and a node of the host's bound over it. */
+static int bind_node(struct nsr_ctx *ctx, int dev, int node)
+{
+	const char *name = node_name(node);
 	long ret = SYS4(SYS_mknodat, dev, name, S_IFREG | 0444, 0);
 
 	if (ret < 0)
 		return nsr_fail_text(ctx, NSR_STEP_DEV_NODE, ret, name);
-	ret = nsr_mount_bind(ctx, NSR_AT_FDCWD, source, dev, name, NSR_OP_DEVICES);
+	if (ctx->in_place)
+		ret = nsr_mount_attach(ctx->nodes[node], dev, name);
+	else
+		ret = nsr_mount_bind(ctx, NSR_AT_FDCWD, node_source(ctx, node), dev, name,
+				     NSR_OP_DEVICES);
 	return ret < 0 ? nsr_fail_text(ctx, NSR_STEP_DEV_BIND, ret, name) : 0;
 }
 
 static int bind_nodes(struct nsr_ctx *ctx, int dev)
 {
-	static const char *const nodes[] = { "/dev/null", "/dev/zero", "/dev/full",
-					     "/dev/random", "/dev/urandom", "/dev/tty" };
-
-	for (size_t i = 0; i < sizeof(nodes) / sizeof(nodes[0]); i++)
-		if (bind_node(ctx, dev, nodes[i] + sizeof("/dev/") - 1, nodes[i]))
+	for (int i = 0; i < N_NODES; i++)
+		if (bind_node(ctx, dev, i))
 			return -1;
 	return 0;
 }
@@ -66,21 +95,16 @@ static int make_dirs(struct nsr_ctx *ctx, int dev)
 
 static int mount_pts(struct nsr_ctx *ctx, int dev)
 {
-	int pts = (int)SYS3(SYS_openat, dev, "pts", O_PATH | O_CLOEXEC);
-	int ret;
+	int ret = nsr_mount_new("devpts", dev, "pts", NSR_MS_NOSUID | NSR_MS_NOEXEC,
+				"newinstance,ptmxmode=0666,mode=620");
 
-	if (pts < 0)
-		return nsr_fail(ctx, NSR_STEP_DEVPTS, pts);
-	ret = nsr_mount_new("devpts", pts, NSR_MS_NOSUID | NSR_MS_NOEXEC,
-			    "newinstance,ptmxmode=0666,mode=620");
-	SYS1(SYS_close, pts);
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_DEVPTS, ret) : 0;
 }
 
 /* The terminal on stdout is in the sandbox's hands anyway: let ttyname(3) find it. */
 static int bind_console(struct nsr_ctx *ctx, int dev)
 {
-	return ctx->console ? bind_node(ctx, dev, "console", ctx->console) : 0;
+	return ctx->console ? bind_node(ctx, dev, CONSOLE) : 0;
 }
 
 int nsr_op_dev(struct nsr_ctx *ctx, const struct nsr_op *op)

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 
 #include "spawn.h"
 #include "sys.h"
@@ -42,14 +43,6 @@ void nsr_fd_path(char out[NSR_FD_PATH], int fd)
 	*put_number(out + sizeof(prefix) - 1, (uint64_t)fd, 10) = '\0';
 }
 
-int nsr_mount_new(const char *type, int target, unsigned long flags, const char *options)
-{
-	char path[NSR_FD_PATH];
-
-	nsr_fd_path(path, target);
-	return (int)SYS5(SYS_mount, type, path, type, flags, options);
-}
-
 void nsr_tmpfs_options(char out[NSR_TMPFS_OPTIONS], const struct nsr_op *op)
 {
 	static const char mode[] = "mode=0", size[] = ",size=";
@@ -64,6 +57,18 @@ void nsr_tmpfs_options(char out[NSR_TMPFS_OPTIONS], const struct nsr_op *op)
 	*at = '\0';
 }
 
+/*
+ * mount(2) takes paths only.  By way of the cwd an fd has a short one, and a
+ * kernel that is busy with it makes no entries below /proc.
+ */
+int nsr_mount_new(const char *type, int dir, const char *name, unsigned long flags,
+		  const char *options)
+{
+	long ret = SYS1(SYS_fchdir, dir);
+
+	return ret < 0 ? (int)ret : (int)SYS5(SYS_mount, type, name, type, flags, options);
+}
+
 /* The id of the mount that fd is the root of; 0: it is not the root of one. */
 uint64_t nsr_mount_root_id(int fd)
 {
@@ -71,16 +76,6 @@ uint64_t nsr_mount_root_id(int fd)
 	long ret = SYS5(SYS_statx, fd, "", NSR_AT_EMPTY_PATH, NSR_STATX_MNT_ID, &st);
 
 	return ret >= 0 && st.attributes & NSR_STATX_ATTR_MOUNT_ROOT ? st.mnt_id : 0;
-}
-
-static uint64_t root_id_of(const char *path)
-{
-	int fd = (int)SYS3(SYS_openat, NSR_AT_FDCWD, path, O_PATH | O_CLOEXEC);
-	uint64_t id = fd < 0 ? 0 : nsr_mount_root_id(fd);
-
-	if (fd >= 0)
-		SYS1(SYS_close, fd);
-	return id;
 }
 
 int nsr_open_root(struct nsr_ctx *ctx)
@@ -140,7 +135,7 @@ static uint64_t bind_attr(uint32_t flags)
 }
 
 /* A detached copy of the mounts at source, already with the bind's flags. */
-static int clone_tree(int dir, const char *source, uint32_t flags)
+int nsr_mount_clone(int dir, const char *source, uint32_t flags)
 {
 	const unsigned int how = NSR_OPEN_TREE_CLONE | NSR_OPEN_TREE_CLOEXEC |
 				 NSR_AT_RECURSIVE;
@@ -186,6 +181,15 @@ static int move_by_path(int fd, int target_dir, const char *target)
 	return ret;
 }
 
+/* target "": on target_dir itself. */
+int nsr_mount_attach(int tree, int target_dir, const char *target)
+{
+	const unsigned int how = NSR_MOVE_MOUNT_F_EMPTY_PATH |
+				 (*target ? 0 : NSR_MOVE_MOUNT_T_EMPTY_PATH);
+
+	return (int)SYS5(SYS_move_mount, tree, "", target_dir, target, how);
+}
+
 /*
  * Bring a mount to its place: a detached one, or one that was built on top of
  * "/", where nobody else could reach it and no name had to be looked up twice.
@@ -193,16 +197,12 @@ static int move_by_path(int fd, int target_dir, const char *target)
  */
 static int place(struct nsr_ctx *ctx, int fd, int stacked, int target_dir, const char *target)
 {
-	unsigned int how = NSR_MOVE_MOUNT_F_EMPTY_PATH;
-
 	if (stacked && is_place(ctx, target_dir, target))
 		return 0;
 	if (ctx->legacy_mounts)
 		return move_by_path(fd, target_dir, target);
-	if (target_dir < 0)
-		return (int)SYS5(SYS_move_mount, fd, "", NSR_AT_FDCWD, "/..", how);
-	how |= *target ? 0 : NSR_MOVE_MOUNT_T_EMPTY_PATH;
-	return (int)SYS5(SYS_move_mount, fd, "", target_dir, target, how);
+	return target_dir < 0 ? nsr_mount_attach(fd, NSR_AT_FDCWD, "/..") :
+				nsr_mount_attach(fd, target_dir, target);
 }
 
 static int open_topmost(void)
@@ -246,7 +246,7 @@ static int legacy_tree(struct nsr_ctx *ctx, int dir, const char *source, uint32_
 static int bind_tree(struct nsr_ctx *ctx, int dir, const char *source, uint32_t flags)
 {
 	return ctx->legacy_mounts ? legacy_tree(ctx, dir, source, flags) :
-				    clone_tree(dir, source, flags);
+				    nsr_mount_clone(dir, source, flags);
 }
 
 /* Bind a path of the host's and keep hold of the mount's root. */
@@ -304,11 +304,10 @@ static int tree_by_real_name(struct nsr_ctx *ctx, const struct nsr_op *op,
  * Clone, then compare: the clone is ours alone, so what it shows can't be
  * exchanged between the look and the mount.
  */
-int nsr_mount_bind_op(struct nsr_ctx *ctx, const struct nsr_op *op,
-		      const struct nsr_source *source, int target)
+static int checked_tree(struct nsr_ctx *ctx, const struct nsr_op *op,
+			const struct nsr_source *source)
 {
 	int tree = bind_tree(ctx, NSR_AT_FDCWD, source->path, op->flags);
-	int ret;
 
 	if (tree == -EINVAL)
 		tree = tree_by_real_name(ctx, op, source);
@@ -318,11 +317,57 @@ int nsr_mount_bind_op(struct nsr_ctx *ctx, const struct nsr_op *op,
 	if (!same(tree, source))
 		return nsr_fail(ctx, op->flags & NSR_OP_SOURCE_FD ? NSR_STEP_SOURCE_RACE :
 				NSR_STEP_SOURCE_CHANGED, 0);
+	return tree;
+}
+
+int nsr_mount_bind_op(struct nsr_ctx *ctx, const struct nsr_op *op,
+		      const struct nsr_source *source, int target)
+{
+	int tree = ctx->in_place ? ctx->trees[ctx->op] : checked_tree(ctx, op, source);
+	int ret;
+
+	if (tree < 0)
+		return -1;
 	ret = place(ctx, tree, ctx->legacy_mounts, target, "");
 	if (ret < 0)
 		return nsr_fail(ctx, NSR_STEP_BIND, ret);
 	SYS1(SYS_close, tree);
 	return 0;
+}
+
+/* What the operations will show is cloned as the host has it, before that changes. */
+static int clone_trees(struct nsr_ctx *ctx)
+{
+	const struct nsr_plan *plan = ctx->plan;
+
+	for (uint32_t i = 1; i < plan->n_ops; i++) {
+		const struct nsr_op *op = &plan->ops[i];
+
+		ctx->op = (int)i;
+		if (op->type == NSR_OP_DEV && nsr_dev_clone_nodes(ctx))
+			return -1;
+		if (op->type != NSR_OP_BIND || !ctx->sources[i].type)
+			continue;
+		ctx->trees[i] = checked_tree(ctx, op, &ctx->sources[i]);
+		if (ctx->trees[i] < 0)
+			return -1;
+	}
+	ctx->op = -1;
+	return 0;
+}
+
+static int restrict_in_place(struct nsr_ctx *ctx)
+{
+	struct nsr_mount_attr attr = { .attr_set = bind_attr(ctx->plan->ops->flags) };
+	long ret;
+
+	if (clone_trees(ctx))
+		return -1;
+	ret = SYS5(SYS_mount_setattr, NSR_AT_FDCWD, "/", NSR_AT_RECURSIVE, &attr, sizeof(attr));
+	if (ret < 0)
+		return nsr_fail(ctx, NSR_STEP_ROOT, ret);
+	ctx->in_place = 1;
+	return nsr_open_root(ctx);
 }
 
 /* Another mount on "/" is the root from now on. */
@@ -362,8 +407,8 @@ int nsr_mounts_begin(struct nsr_ctx *ctx)
 {
 	long ret;
 
-	if (nsr_legacy_begin(ctx))
-		return -1;
+	if (ctx->facts.in_place && !ctx->legacy_mounts)
+		return restrict_in_place(ctx);
 	/* a new user namespace made the copy of the tree a slave already */
 	if (!(ctx->facts.unshare & NSR_CLONE_NEWUSER)) {
 		ret = SYS5(SYS_mount, 0, "/", 0, NSR_MS_SILENT | NSR_MS_SLAVE | NSR_MS_REC, 0);
@@ -381,17 +426,33 @@ int nsr_mounts_begin(struct nsr_ctx *ctx)
 	return ret ? -1 : nsr_new_root(ctx);
 }
 
+/* "/" is the root of a ramfs or tmpfs mount, as the first one of a boot is. */
+static int is_rootfs(void)
+{
+	const long ramfs = 0x858458f6, tmpfs = 0x01021994;
+	int fd = (int)SYS3(SYS_openat, NSR_AT_FDCWD, "/", O_PATH | O_CLOEXEC);
+	struct statfs fs;
+	int yes;
+
+	if (fd < 0)
+		return 0;
+	yes = nsr_mount_root_id(fd) && !SYS2(SYS_fstatfs, fd, &fs) &&
+	      ((long)fs.f_type == ramfs || (long)fs.f_type == tmpfs);
+	SYS1(SYS_close, fd);
+	return yes;
+}
+
 /*
  * Where "/" is the kernel's own rootfs, as in an initramfs, it can't be pivoted
  * away.  The new root lies on top of it, so chroot(2) hides it as well; but
  * only from a payload that has no right to undo that.
  */
-static int chroot_on_rootfs(struct nsr_ctx *ctx, uint64_t old_root, long err)
+static int chroot_on_rootfs(struct nsr_ctx *ctx, long err)
 {
 	const uint64_t undo = 1ULL << NSR_CAP_SYS_CHROOT | 1ULL << NSR_CAP_SYS_ADMIN;
 	long ret;
 
-	if (err != -EINVAL || !old_root || ctx->facts.caps & undo)
+	if (err != -EINVAL || !is_rootfs() || ctx->facts.caps & undo)
 		return nsr_fail(ctx, NSR_STEP_PIVOT, err);
 	ret = SYS1(SYS_chroot, ".");
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_PIVOT, ret) : 0;
@@ -409,9 +470,12 @@ int nsr_mounts_pivot(struct nsr_ctx *ctx)
 
 	if (ret < 0)
 		return nsr_fail(ctx, NSR_STEP_PIVOT_CHDIR, ret);
+	/* unless a later operation put another root on top */
+	if (ctx->in_place && !ctx->stacked)
+		return 0;
 	ret = SYS2(SYS_pivot_root, ".", ".");
 	if (ret < 0)
-		return chroot_on_rootfs(ctx, root_id_of("/"), ret);
+		return chroot_on_rootfs(ctx, ret);
 	for (int i = 0; ret >= 0 && i < ctx->stacked; i++)
 		ret = SYS2(SYS_umount2, ".", NSR_MNT_DETACH);
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_UMOUNT, ret) : 0;

@@ -18,7 +18,7 @@ static int is_root(const struct nsr_ctx *ctx, const struct nsr_op *op, int targe
 /* Something was mounted on target: if that was the root, it is the new one. */
 int nsr_mounted(struct nsr_ctx *ctx, const struct nsr_op *op, int target)
 {
-	int root = is_root(ctx, op, target);
+	int root = !ctx->made && is_root(ctx, op, target);
 
 	SYS1(SYS_close, target);
 	return root ? nsr_new_root(ctx) : 0;
@@ -64,7 +64,7 @@ static int op_mount(struct nsr_ctx *ctx, const struct nsr_op *op, const char *ty
 
 	if (target < 0)
 		return -1;
-	ret = nsr_mount_new(type, target, flags, options);
+	ret = nsr_mount_new(type, target, ".", flags, options);
 	return ret < 0 ? nsr_fail(ctx, step, ret) : nsr_mounted(ctx, op, target);
 }
 
@@ -103,18 +103,16 @@ static int make_layers(struct nsr_ctx *ctx)
 static int op_overlay(struct nsr_ctx *ctx, const struct nsr_op *op)
 {
 	int target = nsr_dest_dir(ctx, op, NSR_STEP_OVERLAY);
+	char path[NSR_FD_PATH];
 	long ret;
 
 	if (target < 0)
 		return -1;
-	if (op->type == NSR_OP_TMP_OVERLAY) {
-		if (make_layers(ctx))
-			return -1;
-		ret = SYS1(SYS_fchdir, ctx->scratch_fd);
-		if (ret < 0)
-			return nsr_fail(ctx, NSR_STEP_OVERLAY_DIR, ret);
-	}
-	ret = nsr_mount_new("overlay", target, 0, ctx->overlay_options[ctx->op]);
+	if (op->type == NSR_OP_TMP_OVERLAY && make_layers(ctx))
+		return -1;
+	nsr_fd_path(path, target);
+	ret = nsr_mount_new("overlay", op->type == NSR_OP_TMP_OVERLAY ? ctx->scratch_fd : target,
+			    path, 0, ctx->overlay_options[ctx->op]);
 	return ret < 0 ? overlay_failed(ctx, ret) : nsr_mounted(ctx, op, target);
 }
 
@@ -124,6 +122,7 @@ static int remount_absent(struct nsr_ctx *ctx, const struct nsr_op *op, int err)
 	const char *last;
 	int dir = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
 
+	/* the process ends with this: nothing needs to be closed */
 	return dir < 0 ? nsr_fail(ctx, NSR_STEP_PARENTS, dir) :
 			 nsr_fail(ctx, NSR_STEP_REMOUNT_ABSENT, err);
 }
@@ -197,7 +196,7 @@ static int op_symlink(struct nsr_ctx *ctx, const struct nsr_op *op)
 		ret = symlink_exists(ctx, op, dir, last);
 	else if (ret < 0)
 		ret = nsr_fail(ctx, NSR_STEP_SYMLINK, ret);
-	SYS1(SYS_close, dir);
+	nsr_dest_close(ctx, dir);
 	return ret;
 }
 

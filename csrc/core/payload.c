@@ -4,40 +4,12 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <time.h>
 
 #include "caps.h"
 #include "spawn.h"
 #include "sys.h"
 
 enum { CLOSE_RANGE_CLOEXEC_BIT = 4, SIGSET_BYTES = 8 };
-
-static int64_t now(void)
-{
-	struct timespec ts = { 0, 0 };
-
-	SYS2(SYS_clock_gettime, CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-/* Nobody may be listening any more; that is no reason to fail. */
-int nsr_send_exec(struct nsr_ctx *ctx)
-{
-	const struct nsr_record record = { .type = NSR_RECORD_EXEC, .op = -1, .value = now() };
-
-	return ctx->report_exec ? (int)SYS3(SYS_write, ctx->status_w, &record, sizeof(record)) : 0;
-}
-
-void nsr_send_failure(struct nsr_ctx *ctx)
-{
-	const struct iovec parts[2] = {
-		{ &ctx->failure, sizeof(ctx->failure) },
-		{ ctx->cold->text, strlen(ctx->cold->text) + 1 },
-	};
-
-	SYS3(SYS_writev, ctx->status_w, parts, 2);
-}
 
 /* parent: our parent's pid, or 0 where it is in another pid namespace. */
 int nsr_parent_death(struct nsr_ctx *ctx, int parent)

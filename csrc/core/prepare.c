@@ -176,6 +176,7 @@ static void no_fds(struct nsr_ctx *ctx)
 
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
 		*fds[i] = -1;
+	memset(ctx->nodes, -1, sizeof(ctx->nodes));
 }
 
 /* ctx is all zeroes; what is prepared lives in its arena. */

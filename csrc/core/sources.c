@@ -248,6 +248,47 @@ static int needs_shield(const struct nsr_ctx *ctx)
 	return 0;
 }
 
+static int in_place_op(const struct nsr_ctx *ctx, const struct nsr_op *op, int *devs)
+{
+	/* what names the host's files while the sandbox already covers some of them */
+	if (op->n_layers)
+		return 0;
+	if (op->type == NSR_OP_PROC)
+		return !!(ctx->facts.unshare & NSR_CLONE_NEWPID);
+	return op->type != NSR_OP_DEV || ++*devs == 1;
+}
+
+/*
+ * "--ro-bind / /" first, in a mount namespace that belongs to a new user
+ * namespace: its copy of the tree is ours to restrict, so it needn't be cloned,
+ * attached, pivoted to and its twin unmounted.
+ */
+static int can_stay_in_place(const struct nsr_ctx *ctx)
+{
+	const struct nsr_plan *plan = ctx->plan;
+	struct nsr_statx root;
+	int devs = 0;
+
+	if (!ctx->facts.root_op || plan->ops->type != NSR_OP_BIND || ctx->facts.scratch ||
+	    !(ctx->facts.unshare & NSR_CLONE_NEWUSER) || plan->n_ops > NSR_MAX_IN_PLACE ||
+	    stat_path("/", &root) || !binds_root(&ctx->sources[0], &root))
+		return 0;
+	for (uint32_t i = 1; i < plan->n_ops; i++)
+		if (!in_place_op(ctx, &plan->ops[i], &devs))
+			return 0;
+	return 1;
+}
+
+static int alloc_trees(struct nsr_ctx *ctx)
+{
+	size_t size = ctx->plan->n_ops * sizeof(*ctx->trees);
+
+	ctx->trees = nsr_arena_alloc(ctx->arena, size);
+	if (ctx->trees)
+		memset(ctx->trees, -1, size);
+	return ctx->trees ? 0 : -ENOMEM;
+}
+
 int nsr_prepare_sources(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
 	const struct nsr_plan *plan = ctx->plan;
@@ -272,5 +313,8 @@ int nsr_prepare_sources(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	ctx->facts.root_op = is_root_op(ctx);
 	ctx->facts.scratch = needs_scratch(plan);
 	ctx->facts.shield = needs_shield(ctx);
+	ctx->facts.in_place = can_stay_in_place(ctx);
+	if (ctx->facts.in_place && alloc_trees(ctx))
+		return nsr_diag_errno(diag, ENOMEM, "Out of memory");
 	return 0;
 }

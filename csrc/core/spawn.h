@@ -21,6 +21,8 @@ enum nsr_step {
 };
 
 enum {
+	NSR_DEV_NODES = 7,
+	NSR_MAX_IN_PLACE = 64,      /* operations whose trees are held as fds */
 	NSR_PATH_MAX = 4096,
 	NSR_RECORD_TEXT = 4000,     /* with its head less than PIPE_BUF */
 	NSR_MAP_TEXT = 40,
@@ -68,7 +70,8 @@ struct nsr_facts {
 	int with_reaper;            /* the payload has a parent inside */
 	int scratch;                /* a hidden tmpfs is needed, */
 	int shield;                 /* and one that no bind of "/" crosses */
-	int root_op;                /* operation 0 makes the root itself */
+	int root_op;                /* operation 0 makes the root itself, */
+	int in_place;               /* ... by restricting "/" where it is */
 };
 
 /* Large and seldom touched: apart from the rest, so that a spawn needs few pages. */
@@ -128,6 +131,10 @@ struct nsr_ctx {
 	int scratch_fd;
 	int root_fd;
 	uint64_t root_id;           /* of its mount; 0: this kernel doesn't say */
+	int in_place;               /* the old root was restricted, not replaced */
+	int *trees;                 /* cloned beforehand: one an operation, -1: none */
+	int nodes[NSR_DEV_NODES];   /* the same for the nodes of /dev */
+	int made;                   /* the last target: it is no mount's root */
 	int stacked;                /* our mounts on "/", the new root among them */
 	int op;                     /* index of the running operation, -1: none */
 	int legacy_mounts;          /* the new mount API is refused here */
@@ -146,10 +153,13 @@ struct nsr_ctx {
 	struct nsr_cold *cold;
 };
 
-/* failure.c */
-int nsr_fail(struct nsr_ctx *ctx, enum nsr_step step, long err);          /* child */
-int nsr_fail_text(struct nsr_ctx *ctx, enum nsr_step step, long err,
-		  const char *text);                                      /* child */
+/* report.c; all child.  nsr_fail() and its twin return -1. */
+int nsr_fail(struct nsr_ctx *ctx, enum nsr_step step, long err);
+int nsr_fail_text(struct nsr_ctx *ctx, enum nsr_step step, long err, const char *text);
+int nsr_send_exec(struct nsr_ctx *ctx);
+void nsr_send_failure(struct nsr_ctx *ctx);
+
+/* failure.c: what was told, in words */
 void nsr_failure_text(const struct nsr_plan *plan, const struct nsr_record *record,
 		      const char *text, struct nsr_diag *diag);
 
@@ -180,6 +190,7 @@ int nsr_read_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT
 int nsr_dest_open(struct nsr_ctx *ctx, const char *path, int flags);
 int nsr_dest_parent(struct nsr_ctx *ctx, const char *path, uint32_t mode,
 		    const char **last);
+void nsr_dest_close(const struct nsr_ctx *ctx, int dir);
 /* The layers of a --tmp-overlay, with the operation's index behind. */
 #define NSR_UPPER_NAME "tmp-overlay-upper-"
 #define NSR_WORK_NAME "tmp-overlay-work-"
@@ -197,9 +208,12 @@ enum { NSR_TMPFS_OPTIONS = 64, NSR_FD_PATH = 32 };
 /* mounts.c; all child */
 int nsr_mounts_begin(struct nsr_ctx *ctx);
 int nsr_mounts_pivot(struct nsr_ctx *ctx);
-int nsr_mount_new(const char *type, int target, unsigned long flags, const char *options);
+int nsr_mount_new(const char *type, int dir, const char *name, unsigned long flags,
+		  const char *options);
 int nsr_mount_held(struct nsr_ctx *ctx, const char *type, int target, unsigned long flags,
 		   const char *options);
+int nsr_mount_clone(int dir, const char *source, uint32_t flags);
+int nsr_mount_attach(int tree, int target_dir, const char *target);
 int nsr_mount_bind_held(struct nsr_ctx *ctx, const char *source, int target, uint32_t flags);
 int nsr_mount_bind(struct nsr_ctx *ctx, int source_dir, const char *source, int target_dir,
 		   const char *target, uint32_t flags);
@@ -219,6 +233,7 @@ int nsr_ops_run(struct nsr_ctx *ctx);
 int nsr_op_file(struct nsr_ctx *ctx, const struct nsr_op *op);
 int nsr_op_bind_data(struct nsr_ctx *ctx, const struct nsr_op *op);
 int nsr_op_dev(struct nsr_ctx *ctx, const struct nsr_op *op);
+int nsr_dev_clone_nodes(struct nsr_ctx *ctx);
 int nsr_op_proc(struct nsr_ctx *ctx, const struct nsr_op *op);
 
 /* userns.c; all child */
@@ -234,8 +249,6 @@ int nsr_payload_exec(struct nsr_ctx *ctx);
 int nsr_seccomp_read(struct nsr_ctx *ctx);
 int nsr_seccomp_load(struct nsr_ctx *ctx);
 int nsr_parent_death(struct nsr_ctx *ctx, int parent);
-int nsr_send_exec(struct nsr_ctx *ctx);
-void nsr_send_failure(struct nsr_ctx *ctx);
 
 /* reaper.c; child */
 int nsr_reaper_become(struct nsr_ctx *ctx);

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from corpus import CORPUS, SEE, look
-from differences import Comparison, judge
+from differences import KNOWN, Comparison, judge
 from harness import ROOT, USER, Bench, Case, Divergence, Fd, Program, Result, diverge
 
 BY_NAME = {case.name: case for case in CORPUS}
@@ -136,3 +138,10 @@ def test_a_known_difference_is_no_wider_than_its_row(
     verdict = judge([root, flags, other], Comparison(program, BASE, nothing, nothing))
     assert verdict.applied == ["root-mount-field"]
     assert verdict.unexpected == [flags, other]
+
+
+def test_every_known_difference_is_documented() -> None:
+    """docs/compatibility.md and the table that the tests apply name the same rows."""
+    text = (Path(__file__).parents[2] / "docs/compatibility.md").read_text()
+    documented = set(re.findall(r"^\| `([a-z][a-z0-9-]+)` \|", text, flags=re.M))
+    assert documented == {row.name for row in KNOWN}

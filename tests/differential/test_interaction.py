@@ -324,7 +324,11 @@ def test_no_process_stays_after_a_bad_descriptor(
 
 
 def test_pidns_and_own_pid_1(bench: Bench, nsrun: Program) -> None:
-    """bwrap 0.11 waits for ever after COMMAND's end."""
+    """bwrap 0.11 waits for ever after COMMAND's end.
+
+    Nobody outside is COMMAND's parent: its status is known once the joined
+    namespace's pid 1 has reaped it, and unknown (255) before.
+    """
     case = do(
         "both",
         ("--pidns", "{fd:n}", *PID, "--as-pid-1"),
@@ -333,7 +337,7 @@ def test_pidns_and_own_pid_1(bench: Bench, nsrun: Program) -> None:
         fds={"n": Fd("namespace", path="pid")},
         holder="hold-pid",
     )
-    assert bench.run(nsrun, case, ROOT).status == 5
+    assert bench.run(nsrun, case, ROOT).status in (5, 255)
 
 
 def test_making_below_a_link_stays_inside(

@@ -39,10 +39,19 @@ def differences(good: Any, other: Any, path: str = "") -> list[str]:
 def visible_mounts(stdout: str) -> list[list[str]]:
     """What a path can reach: mount(2) cannot restrict a mount that another one covers."""
     lines = [line.split() for line in json.loads(stdout)["mountinfo"].splitlines()]
-    hidden: set[str] = set()
-    for number, parent, _, _, point, *_ in lines:
-        on_top = any(line[1] == number and line[4] == point for line in lines)
-        around = any(line[1] == parent and point.startswith(line[4] + "/") for line in lines)
-        if on_top or around or parent in hidden:
-            hidden.add(number)
-    return sorted(line[3:] for line in lines if line[0] not in hidden)
+    by_number = {line[0]: line for line in lines}
+
+    def covered(line: list[str]) -> bool:
+        return any(other[1] == line[0] and other[4] == line[4] for other in lines)
+
+    def out_of_reach(line: list[str]) -> bool:
+        _, parent, _, _, point, *_ = line
+        if any(other[1] == parent and point.startswith(other[4] + "/") for other in lines):
+            return True
+        above = by_number.get(parent)
+        if above is None:
+            return False
+        # a mount on its parent's very root is what covers the parent
+        return out_of_reach(above) or (above[4] != point and covered(above))
+
+    return sorted(line[3:] for line in lines if not covered(line) and not out_of_reach(line))
