@@ -126,10 +126,16 @@ uint32_t nsr_parents_mode(const struct nsr_op *op)
 	return mode;
 }
 
+/* bwrap takes a link to itself for a directory until it needs what lies in there. */
+int nsr_fail_parents(struct nsr_ctx *ctx, int err, enum nsr_step step)
+{
+	return nsr_fail(ctx, err == -ELOOP ? step : NSR_STEP_PARENTS, err);
+}
+
 /* bwrap looks at the parents first, so their failure is the one that counts. */
 static int fail_dir(struct nsr_ctx *ctx, int parent, long err)
 {
-	return parent < 0 ? nsr_fail(ctx, NSR_STEP_PARENTS, parent) :
+	return parent < 0 ? nsr_fail_parents(ctx, parent, NSR_STEP_MKDIR) :
 			    nsr_fail(ctx, NSR_STEP_MKDIR, err);
 }
 
@@ -186,7 +192,7 @@ int nsr_dest_create(struct nsr_ctx *ctx, const struct nsr_op *op, int flags, uin
 		return fd;
 	parent = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
 	if (parent < 0)
-		return nsr_fail(ctx, NSR_STEP_PARENTS, parent);
+		return nsr_fail_parents(ctx, parent, step);
 	nsr_dest_close(ctx, parent);
 	if (fd == -ENOENT)
 		fd = open_in(ctx->root_fd, op->dest, O_CREAT | O_WRONLY | flags, mode);

@@ -123,7 +123,7 @@ static int remount_absent(struct nsr_ctx *ctx, const struct nsr_op *op, int err)
 	int dir = nsr_dest_parent(ctx, op->dest, nsr_parents_mode(op), &last);
 
 	/* the process ends with this: nothing needs to be closed */
-	return dir < 0 ? nsr_fail(ctx, NSR_STEP_PARENTS, dir) :
+	return dir < 0 ? nsr_fail_parents(ctx, dir, NSR_STEP_REMOUNT_ABSENT) :
 			 nsr_fail(ctx, NSR_STEP_REMOUNT_ABSENT, err);
 }
 
@@ -188,7 +188,7 @@ static int op_symlink(struct nsr_ctx *ctx, const struct nsr_op *op)
 	int ret;
 
 	if (dir < 0)
-		return nsr_fail(ctx, NSR_STEP_PARENTS, dir);
+		return nsr_fail_parents(ctx, dir, NSR_STEP_SYMLINK);
 	ret = (int)SYS3(SYS_symlinkat, op->source, dir, last);
 	if (last[strcspn(last, "/")])   /* "x/" names a directory, which bwrap makes */
 		ret = nsr_fail(ctx, NSR_STEP_SYMLINK_NONE, 0);

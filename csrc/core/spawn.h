@@ -190,6 +190,7 @@ int nsr_read_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT
 int nsr_dest_open(struct nsr_ctx *ctx, const char *path, int flags);
 int nsr_dest_parent(struct nsr_ctx *ctx, const char *path, uint32_t mode,
 		    const char **last);
+int nsr_fail_parents(struct nsr_ctx *ctx, int err, enum nsr_step step);
 void nsr_dest_close(const struct nsr_ctx *ctx, int dir);
 /* The layers of a --tmp-overlay, with the operation's index behind. */
 #define NSR_UPPER_NAME "tmp-overlay-upper-"

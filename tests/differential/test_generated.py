@@ -34,13 +34,11 @@ SOURCES = st.sampled_from(
         "{w}/empty",
         "{w}/ro",
         "{w}",
-        "/usr",
-        "/dev/null",
-        "/proc",
-        "/",
         "",
     ]
 )
+# the machine's own files: never writable, since root's chmod there would be real
+HOST_SOURCES = st.sampled_from(["/usr", "/dev/null", "/proc", "/"])
 NAMES = st.sampled_from(["a", "b", "c", "dir", "file", "link", ".."])
 PLACES = st.lists(NAMES, min_size=1, max_size=3).map(lambda names: "/" + "/".join(names))
 DESTINATIONS = st.one_of(
@@ -64,17 +62,21 @@ def with_two(
     return st.tuples(st.sampled_from(names), first, second)
 
 
-BINDS = with_two(
-    ("--bind", "--ro-bind", "--dev-bind", "--bind-try", "--ro-bind-try", "--dev-bind-try"),
-    SOURCES,
-    DESTINATIONS,
+BINDS = st.one_of(
+    with_two(
+        ("--bind", "--ro-bind", "--dev-bind", "--bind-try", "--ro-bind-try", "--dev-bind-try"),
+        SOURCES,
+        DESTINATIONS,
+    ),
+    with_two(("--ro-bind", "--ro-bind-try"), HOST_SOURCES, DESTINATIONS),
 )
 MADE = st.one_of(
     with_word("--dir", DESTINATIONS),
     with_word("--tmpfs", DESTINATIONS),
     with_word("--remount-ro", DESTINATIONS),
     with_two(("--symlink",), st.sampled_from(["a", "/b", "../c", "link", ""]), DESTINATIONS),
-    with_two(("--chmod",), MODES, DESTINATIONS),
+    # --proc without a new pid namespace is the machine's own /proc
+    with_two(("--chmod",), MODES, DESTINATIONS.filter(lambda place: place != "/proc")),
     with_two(
         ("--file", "--bind-data", "--ro-bind-data"),
         st.sampled_from(["{fd:a}", "{fd:b}", "{fd:c}", "88"]),
