@@ -199,6 +199,11 @@ static int overlay_options(struct nsr_ctx *ctx, const struct nsr_op *op, uint32_
 	}
 	at = append(at, ",userxattr");
 	*at = '\0';
+	/* mount(2) would cut them off there without a word, and layers with them */
+	if (at - out >= NSR_MAX_MOUNT_OPTIONS)
+		return nsr_diag_set(diag, "The names of the overlay's layers on %s take %zu bytes, "
+				    "the kernel reads %d", op->dest, (size_t)(at - out),
+				    NSR_MAX_MOUNT_OPTIONS - 1);
 	ctx->overlay_options[index] = out;
 	return 0;
 }

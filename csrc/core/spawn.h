@@ -26,6 +26,7 @@ enum {
 	NSR_PATH_MAX = 4096,
 	NSR_RECORD_TEXT = 4000,     /* with its head less than PIPE_BUF */
 	NSR_MAP_TEXT = 40,
+	NSR_MAX_MOUNT_OPTIONS = 4095,
 	NSR_MAX_BPF = 4096 * 8,     /* BPF_MAXINSNS instructions */
 	NSR_EXIT_UNKNOWN = 255,     /* neither exited nor killed, as for bwrap */
 };

@@ -24,11 +24,19 @@ from harness import (
 Lack = Callable[[str], NoReturn]
 
 
+# where the observer is bound: with "--bind / /" before it, bwrap and nsrun alike
+# leave the empty mount point on the machine
+MOUNT_POINT = Path("/obs")
+
+
 @pytest.fixture(scope="session")
 def bench(open_directory: Path, observer: Path) -> Iterator[Bench]:
+    there_before = MOUNT_POINT.exists()
     bench = Bench(open_directory, observer)
     yield bench
     bench.close()
+    if not there_before and MOUNT_POINT.exists() and MOUNT_POINT.stat().st_size == 0:
+        MOUNT_POINT.unlink()
 
 
 @pytest.fixture(scope="session")

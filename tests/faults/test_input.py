@@ -255,3 +255,24 @@ def test_mount_limit_is_told_with_its_sysctl(
     finally:
         limit.write_text(before, encoding="ascii")
     fails(ended, "/proc/sys/fs/mount-max")
+
+
+def layers(ground: Path, count: int) -> list[str]:
+    """So many directories with names of 200 bytes, as --overlay-src options."""
+    made = [ground / f"{index:0200}" for index in range(count)]
+    for path in made:
+        path.mkdir(parents=True)
+    return [word for path in made for word in ("--overlay-src", str(path))]
+
+
+def test_more_layers_than_a_page_holds_are_refused(
+    runner: Runner, inside: list[str], ground: Path
+) -> None:
+    """mount(2) reads one page and would lose the rest without a word."""
+    words = [*layers(ground, 30), "--ro-overlay", "/o", "/b/attacker", "reach", "/o"]
+    fails(runner.run([*inside, *words]), "the kernel reads 4094")
+
+
+def test_control_fewer_layers_are_mounted(runner: Runner, inside: list[str], ground: Path) -> None:
+    words = [*layers(ground, 10), "--ro-overlay", "/o", "/b/attacker", "reach", "/o"]
+    assert runner.run([*inside, *words]).status == 0
