@@ -1,0 +1,74 @@
+"""Pid 1 of a sandbox that a Python program started never opens that program's memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+Lack = Callable[[str], NoReturn]
+
+#: what a payload can try at once, by the kernel's own checks for each door
+TRY = """
+for door in mem environ maps root/ cwd/ fd/1 exe; do
+    if (exec 3<"/proc/1/$door") 2>/dev/null; then echo "open $door"; fi
+done
+"""
+SPAWN = """
+import sys
+from cowork_nsrun import Sandbox, run
+secret = bytearray(b"the caller's secret" * 1000)
+result = run(["/bin/sh", "-c", sys.argv[1]], Sandbox.minimal(), text=True)
+sys.stdout.write(result.check().stdout)
+"""
+#: calls of pid 1 from the end of its set-up until the payload may run
+STEPS = ("clone", "execveat", "prctl", "capset", "rt_sigaction", "rt_sigprocmask", "write", "wait4")
+HOLD_MICROSECONDS = 20_000
+
+
+def spawned(prefix: list[str], uid: int) -> str:
+    """What the payload found open, with the program run behind prefix as uid."""
+    words = [*prefix, sys.executable, "-I", "-c", SPAWN, TRY]
+    if uid:
+        # the interpreter may lie where only root can read: change after it was started
+        change = (
+            f"import ctypes, os; os.setgroups([]); os.setgid({uid}); os.setuid({uid})\n"
+            # a program that changed its user can't write id maps until it says so
+            "assert ctypes.CDLL(None).prctl(4, 1, 0, 0, 0) == 0\n"
+        )
+        words[-2] = SPAWN.replace("secret =", f"{change}secret =", 1)
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize("uid", [0, 12345])
+@pytest.mark.parametrize("step", STEPS)
+def test_no_door_opens_however_long_a_step_takes(step: str, uid: int, lack: Lack) -> None:
+    if os.geteuid() != 0:
+        lack("not root: cannot change the user")
+    strace = shutil.which("strace")
+    if strace is None:
+        lack("no strace: cannot hold pid 1 at a step")
+    hold = f"inject={step}:delay_enter={HOLD_MICROSECONDS}"
+    assert spawned([strace, "-f", "-qq", "-o", os.devnull, "-e", hold], uid) == ""
+
+
+def test_control_the_wrong_order_opens_them(tmp_path: Path, lack: Lack) -> None:
+    """A payload that runs while pid 1 shares its starter's memory can open it."""
+    if os.geteuid() != 0:
+        lack("not root: the control makes namespaces without a user namespace")
+    program = tmp_path / "early"
+    source = Path(__file__).parent / "early.c"
+    subprocess.run(["gcc", "-O2", "-o", program, source], check=True)
+    ran = subprocess.run(
+        [program, "/bin/sh", "-c", TRY], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0
+    assert "open mem\n" in ran.stdout
