@@ -8,6 +8,7 @@ Builds both with meson and runs them in turn; prints medians and their ratio.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,12 +26,15 @@ def program(libc: str) -> Path:
     """nsrun built on this C library."""
     place = ROOT / "build" / f"libc-{libc}"
     meson = [sys.executable, "-m", "mesonbuild.mesonmain"]
+    # both lie beside this interpreter, which need not be in PATH
+    ninja = str(Path(sys.executable).with_name("ninja"))
+    found = os.environ | {"NINJA": ninja}
     if not place.exists():
         setup = [*meson, "setup", str(place), str(ROOT), f"-Dlibc={libc}"]
-        subprocess.run(setup, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(setup, check=True, stdout=subprocess.DEVNULL, env=found)
     built = place / "csrc/nsrun"
-    ninja = ["ninja", "-C", str(place), str(built.relative_to(place))]
-    subprocess.run(ninja, check=True, stdout=subprocess.DEVNULL)
+    build = [ninja, "-C", str(place), str(built.relative_to(place))]
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     return built
 
 

@@ -128,19 +128,26 @@ static int check_userns(const struct nsr_plan *plan, struct nsr_diag *diag)
 	return 0;
 }
 
-/* Known for sure only where no user namespace can come from anywhere. */
-static int check_ids(const struct nsr_plan *plan, struct nsr_diag *diag)
+int nsr_check_ids(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	const int64_t *n = plan->number;
+
+	if (n[NSR_UID] != NSR_ID_UNSET && n[NSR_UID] != getuid())
+		return nsr_diag_set(diag, "Specifying --uid requires --unshare-user or --userns");
+	if (n[NSR_GID] != NSR_ID_UNSET && n[NSR_GID] != getgid())
+		return nsr_diag_set(diag, "Specifying --gid requires --unshare-user or --userns");
+	return 0;
+}
+
+/* Here, before other complaints, only where no user namespace can come from anywhere. */
+static int check_unmapped_ids(const struct nsr_plan *plan, struct nsr_diag *diag)
 {
 	const int64_t *n = plan->number;
 
 	if (n[NSR_UNSHARE] & NSR_CLONE_NEWUSER || n[NSR_FLAGS] & NSR_UNSHARE_USER_TRY ||
 	    n[NSR_USERNS_FD] != -1 || getuid())
 		return 0;
-	if (n[NSR_UID] != NSR_ID_UNSET && n[NSR_UID] != getuid())
-		return nsr_diag_set(diag, "Specifying --uid requires --unshare-user or --userns");
-	if (n[NSR_GID] != NSR_ID_UNSET && n[NSR_GID] != getgid())
-		return nsr_diag_set(diag, "Specifying --gid requires --unshare-user or --userns");
-	return 0;
+	return nsr_check_ids(plan, diag);
 }
 
 static int check_process(const struct nsr_plan *plan, struct nsr_diag *diag)
@@ -182,7 +189,7 @@ static int check_hostname_ops(const struct nsr_plan *plan, struct nsr_diag *diag
 int nsr_plan_check(const struct nsr_plan *plan, struct nsr_diag *diag)
 {
 	if (check_numbers(plan, diag) || check_userns(plan, diag) ||
-	    check_ids(plan, diag) || check_process(plan, diag) || check_ops(plan, diag) ||
+	    check_unmapped_ids(plan, diag) || check_process(plan, diag) || check_ops(plan, diag) ||
 	    check_hostname_ops(plan, diag))
 		return -EINVAL;
 	return 0;

@@ -89,7 +89,7 @@ static int hold_proc(struct nsr_ctx *ctx)
 {
 	if (!ctx->facts.second_userns)
 		return 0;
-	if (ctx->facts.in_place && !ctx->legacy_mounts)
+	if (ctx->facts.in_place)
 		ctx->proc_fd = nsr_mount_clone(NSR_AT_FDCWD, "/proc", NSR_OP_DEVICES);
 	else
 		ctx->proc_fd = (int)SYS3(SYS_openat, NSR_AT_FDCWD, "/proc", O_PATH | O_CLOEXEC);

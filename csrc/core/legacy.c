@@ -90,6 +90,7 @@ int nsr_legacy_begin(struct nsr_ctx *ctx)
 	ctx->legacy_mounts = wanted();
 	if (!ctx->legacy_mounts)
 		return 0;
+	ctx->facts.in_place = 0;
 	n = read_mountinfo(ctx->cold->mountinfo, sizeof(ctx->cold->mountinfo));
 	if (n < 0)
 		return nsr_fail(ctx, NSR_STEP_MOUNTINFO, n);

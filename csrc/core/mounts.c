@@ -407,7 +407,7 @@ int nsr_mounts_begin(struct nsr_ctx *ctx)
 {
 	long ret;
 
-	if (ctx->facts.in_place && !ctx->legacy_mounts)
+	if (ctx->facts.in_place)
 		return restrict_in_place(ctx);
 	/* a new user namespace made the copy of the tree a slave already */
 	if (!(ctx->facts.unshare & NSR_CLONE_NEWUSER)) {

@@ -57,6 +57,9 @@ void *nsr_plan_grow(struct nsr_plan *plan, void *array, uint32_t n, uint32_t *ca
 int nsr_plan_keep_word(struct nsr_plan *plan, enum nsr_list which, const char *value);
 struct nsr_op *nsr_plan_new_op(struct nsr_plan *plan, uint32_t type);
 
+/* Without a user namespace the caller's ids are the only ones there are. */
+int nsr_check_ids(const struct nsr_plan *plan, struct nsr_diag *diag);
+
 /* setenv(3), unsetenv(3) and getenv(3) on the plan's own environment. */
 int nsr_plan_setenv(struct nsr_plan *plan, const char *name, const char *value);
 int nsr_plan_unsetenv(struct nsr_plan *plan, const char *name);

@@ -78,10 +78,8 @@ static int decide_ids(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	f->real_gid = getgid();
 	f->uid = n[NSR_UID] == NSR_ID_UNSET ? f->real_uid : (uint32_t)n[NSR_UID];
 	f->gid = n[NSR_GID] == NSR_ID_UNSET ? f->real_gid : (uint32_t)n[NSR_GID];
-	if (!mapped && f->uid != f->real_uid)
-		return nsr_diag_set(diag, "Specifying --uid requires --unshare-user or --userns");
-	if (!mapped && f->gid != f->real_gid)
-		return nsr_diag_set(diag, "Specifying --gid requires --unshare-user or --userns");
+	if (!mapped && nsr_check_ids(ctx->plan, diag))
+		return -EINVAL;
 	f->setup_uid = f->uid;
 	f->setup_gid = f->gid;
 	if (!(f->unshare & NSR_CLONE_NEWUSER) || n[NSR_USERNS_BLOCK_FD] != -1)

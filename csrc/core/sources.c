@@ -241,14 +241,10 @@ static int needs_scratch(const struct nsr_plan *plan)
 	return 0;
 }
 
-static int needs_shield(const struct nsr_ctx *ctx)
+static int needs_shield(const struct nsr_ctx *ctx, const struct nsr_statx *root)
 {
-	struct nsr_statx root;
-
-	if (stat_path("/", &root))
-		return 1;
 	for (uint32_t i = ctx->facts.root_op ? 1 : 0; i < ctx->plan->n_ops; i++)
-		if (ctx->plan->ops[i].type == NSR_OP_BIND && binds_root(&ctx->sources[i], &root))
+		if (ctx->plan->ops[i].type == NSR_OP_BIND && binds_root(&ctx->sources[i], root))
 			return 1;
 	return 0;
 }
@@ -268,15 +264,14 @@ static int in_place_op(const struct nsr_ctx *ctx, const struct nsr_op *op, int *
  * namespace: its copy of the tree is ours to restrict, so it needn't be cloned,
  * attached, pivoted to and its twin unmounted.
  */
-static int can_stay_in_place(const struct nsr_ctx *ctx)
+static int can_stay_in_place(const struct nsr_ctx *ctx, const struct nsr_statx *root)
 {
 	const struct nsr_plan *plan = ctx->plan;
-	struct nsr_statx root;
 	int devs = 0;
 
 	if (!ctx->facts.root_op || plan->ops->type != NSR_OP_BIND || ctx->facts.scratch ||
 	    !(ctx->facts.unshare & NSR_CLONE_NEWUSER) || plan->n_ops > NSR_MAX_IN_PLACE ||
-	    stat_path("/", &root) || !binds_root(&ctx->sources[0], &root))
+	    !binds_root(&ctx->sources[0], root))
 		return 0;
 	for (uint32_t i = 1; i < plan->n_ops; i++)
 		if (!in_place_op(ctx, &plan->ops[i], &devs))
@@ -298,6 +293,8 @@ int nsr_prepare_sources(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
 	const struct nsr_plan *plan = ctx->plan;
 	size_t n = plan->n_ops + 1;
+	struct nsr_statx root;
+	int err;
 
 	ctx->sources = nsr_arena_alloc(ctx->arena, n * sizeof(*ctx->sources));
 	ctx->overlay_options = nsr_arena_alloc(ctx->arena, n * sizeof(*ctx->overlay_options));
@@ -317,8 +314,11 @@ int nsr_prepare_sources(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	}
 	ctx->facts.root_op = is_root_op(ctx);
 	ctx->facts.scratch = needs_scratch(plan);
-	ctx->facts.shield = needs_shield(ctx);
-	ctx->facts.in_place = can_stay_in_place(ctx);
+	err = stat_path("/", &root);
+	if (err)
+		return missing(diag, -err, "/");
+	ctx->facts.shield = needs_shield(ctx, &root);
+	ctx->facts.in_place = can_stay_in_place(ctx, &root);
 	if (ctx->facts.in_place && alloc_trees(ctx))
 		return nsr_diag_errno(diag, ENOMEM, "Out of memory");
 	return 0;
