@@ -85,6 +85,10 @@ static int run(int argc, char **argv, int as_bwrap)
 		status = nsr_run_command(plan, &hot.ctx, &rest.diag);
 		if (status >= 0)
 			return status;
+		if (plan->number[NSR_REPORT_FD] != -1) {
+			nsr_report_diag(&hot.ctx, &rest.diag);
+			return EXIT_FAILURE;
+		}
 	}
 	tell(&teller, '3', rest.diag.text);
 	return EXIT_FAILURE;

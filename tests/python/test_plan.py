@@ -278,7 +278,7 @@ def test_every_changed_byte_is_refused_or_kept_exactly() -> None:
 def test_another_version_is_named() -> None:
     data = bytearray(from_argv().to_bytes())
     data[4] += 1
-    with pytest.raises(NsrunError, match="Plan of version 2"):
+    with pytest.raises(NsrunError, match="Plan of version 3"):
         Plan.from_bytes(bytes(data))
 
 
