@@ -450,7 +450,7 @@ HOST = Sandbox(filesystem=(Bind("/", "/"), Dev(), Proc()))
 KINDS: dict[str, tuple[Sandbox, list[str], float | None]] = {
     "minimal": (Sandbox.minimal(), ["true"], None),
     "host network": (Sandbox.minimal().network("host"), ["true"], None),
-    "cowork": (Sandbox.cowork("/home/u", "s", {}), ["true"], None),
+    "cowork": (Sandbox.cowork("s"), ["true"], None),
     "no namespaces": (HOST, ["true"], None),
     "own user namespace": (
         HOST.replace(unshare=frozenset({Namespace.USER})),

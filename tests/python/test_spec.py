@@ -100,12 +100,12 @@ WRONG: dict[str, tuple[str, Callable[[], Any]]] = {
     "one program for a list": ("Sandbox.seccomp", lambda: Sandbox(seccomp=bytes(8))),  # type: ignore[arg-type]
     "network of another kind": ("mode", lambda: Sandbox().network("all")),  # type: ignore[arg-type]
     "workspace that is absent": ("path", lambda: Sandbox.workspace("/does/not/exist")),
-    "session with a slash": ("session", lambda: Sandbox.cowork("/home/u", "../a", {})),
-    "mount named ..": ("mounts", lambda: Sandbox.cowork("/home/u", "s", {"..": "/a"})),
-    "relative mount": ("Bind.source", lambda: Sandbox.cowork("/home/u", "s", {"a": "b"})),
+    "session with a slash": ("session", lambda: Sandbox.cowork("../a")),
+    "mount named ..": ("mounts", lambda: Sandbox.cowork("s", {"..": "/a"})),
+    "relative mount": ("Bind.source", lambda: Sandbox.cowork("s", {"a": "b"})),
     "read-only but not there": (
         "read_only",
-        lambda: Sandbox.cowork("/home/u", "s", {"a": "/a"}, read_only={"b"}),
+        lambda: Sandbox.cowork("s", {"a": "/a"}, read_only={"b"}),
     ),
 }
 
@@ -171,8 +171,8 @@ def test_minimal_keeps_secrets_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cowork_starts_in_the_first_visible_folder() -> None:
     mounts = {".claude": "/h/.claude", "uploads": "/h/up", "work": "/h/work", "more": "/h/more"}
-    assert Sandbox.cowork("/h", "s", mounts).cwd == "/sessions/s/mnt/work"
-    assert Sandbox.cowork("/h", "s", {".claude": "/h/.claude"}).cwd == "/sessions/s/mnt"
+    assert Sandbox.cowork("s", mounts, home="/h").cwd == "/sessions/s/mnt/work"
+    assert Sandbox.cowork("s", {".claude": "/h/.claude"}).cwd == "/sessions/s/mnt"
 
 
 @given(
