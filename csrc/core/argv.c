@@ -561,6 +561,20 @@ HANDLER(opt_plan)
 	return PARSE_PLAN;
 }
 
+/* The plan is not run: it only carries the number. */
+HANDLER(opt_tend)
+{
+	int fd = -1;
+
+	UNUSED(next);
+	if (p->words != 2)
+		return nsr_diag_set(p->diag, "%s stands alone", opt->name);
+	if (parse_fd(p, arg[0], &fd))
+		return -EINVAL;
+	p->plan->number[NSR_SYNC_FD] = fd;
+	return NSR_PARSE_TEND;
+}
+
 static int parse_list(struct parser *p, struct pending *next, const char *const *argv,
 		      size_t n, size_t *used);
 

@@ -178,6 +178,7 @@ enum nsr_parse_result {
 	NSR_PARSE_HELP = 1,         /* --help was reached */
 	NSR_PARSE_VERSION = 2,      /* --version was reached */
 	NSR_PARSE_USAGE = 3,        /* no command */
+	NSR_PARSE_TEND = 4,         /* --tend was reached; its FD is NSR_SYNC_FD */
 };
 typedef void (*nsr_warn_fn)(void *arg, const char *text);
 int nsr_plan_parse(struct nsr_plan *plan, int argc, const char *const *argv,
