@@ -402,7 +402,7 @@ class _Owner:
 
 def _find_program() -> str:
     # late, since process.py imports this module
-    from cowork_nsrun.process import find_program
+    from cowork_nsrun.program import find_program
 
     return find_program()
 
@@ -654,7 +654,7 @@ class Cgroups:
             self._places.enable(place)
             at = path
             os.mkdir(path, 0o755)
-            for limit, value in limits.items():  # noqa: B007 - the error names it
+            for limit, value in limits.items():
                 for setting in _settings(place.version, limit, value):
                     at = f"{path}/{setting.file}"
                     if not setting.optional or os.path.exists(at):

@@ -65,6 +65,7 @@ class PlanFlag(IntFlag):
     DEFAULT_SIGNALS = lib.NSR_DEFAULT_SIGNALS
     TERMINAL = lib.NSR_TERMINAL
     PARKED = lib.NSR_PARKED
+    TELL_EXEC = lib.NSR_TELL_EXEC
 
 
 class Number(IntEnum):
@@ -334,9 +335,7 @@ class Child:
             NsrunError: not at all.
         """
         self._plan = plan
-        ret = lib.nsr_spawn_program(
-            plan._plan, _raw(program), list(stdio), self._child, self._diag
-        )
+        ret = lib.nsr_spawn_program(plan._plan, _raw(program), list(stdio), self._child, self._diag)
         if ret:
             raise _error(self._diag)
 
@@ -349,7 +348,7 @@ class Child:
         ret = lib.nsr_child_hand(self._child, command._plan, list(stdio), self._diag)
         if ret == -errno.E2BIG:
             raise _error(self._diag)
-        return ret == 0
+        return not ret
 
     def read(self) -> bool:
         """True once the payload has ended; never blocks.
@@ -371,6 +370,11 @@ class Child:
     def exit_status(self) -> int:
         """0-255; 128+n for signal n."""
         return int(self._child.exit_status)
+
+    @property
+    def exec_fd(self) -> int:
+        """At its end once the exec has succeeded or failed; -1: that is not told."""
+        return int(self._child.exec_fd)
 
     @property
     def parked(self) -> bool:
@@ -407,7 +411,7 @@ class Child:
 
     def deadline(self, milliseconds: int) -> bool:
         """Have pid 1 end the sandbox after that time; False if it can't be asked to."""
-        return bool(lib.nsr_child_deadline(self._child, milliseconds) == 0)
+        return not lib.nsr_child_deadline(self._child, milliseconds)
 
     @property
     def exec_seen(self) -> bool:

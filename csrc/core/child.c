@@ -34,6 +34,8 @@ static void close_monitor_fds(struct nsr_ctx *ctx)
 		SYS1(SYS_close, ctx->life_w);
 	if (ctx->park_w >= 0)
 		SYS1(SYS_close, ctx->park_w);
+	if (ctx->exec_r >= 0)
+		SYS1(SYS_close, ctx->exec_r);
 	if (n[NSR_REPORT_FD] != -1)
 		SYS1(SYS_close, n[NSR_REPORT_FD]);
 	if (n[NSR_INFO_FD] != -1)

@@ -35,7 +35,7 @@ static int64_t now(void)
 
 void nsr_child_free(struct nsr_ctx *ctx)
 {
-	const int ends[] = { ctx->status_r, ctx->life_w, ctx->park_w };
+	const int ends[] = { ctx->status_r, ctx->life_w, ctx->park_w, ctx->exec_r };
 
 	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
 		if (ends[i] >= 0)
@@ -251,12 +251,15 @@ int nsr_child_signal(struct nsr_child *child, int signal_number)
 	const uint8_t order = (uint8_t)signal_number;
 	const struct nsr_ctx *ctx = child->shared;
 
-	if (!ctx || child->exit_ns)
+	if (!ctx)
 		return -ESRCH;
 	if (signal_number <= 0 || signal_number > 64)
 		return -EINVAL;
+	/* also after the payload's end, for what that left running */
 	if (signal_number == SIGKILL)
 		return (int)SYS4(SYS_pidfd_send_signal, first_pidfd(child), SIGKILL, 0, 0);
+	if (child->exit_ns)
+		return -ESRCH;
 	if (!can_ask_reaper(child, ctx))
 		return signal_payload(child, ctx, signal_number);
 	return send_order(child, &order, sizeof(order));
@@ -364,8 +367,9 @@ int nsr_child_hand(struct nsr_child *child, const struct nsr_plan *command, cons
 	ret = send_packet(child->park_fd, &packet, stdio);
 	if (ret < 0)
 		return nsr_diag_errno(diag, (int)-ret, "Can't hand over the command");
-	close(child->park_fd);
-	child->park_fd = ctx->park_w = -1;
+	/* the stub's end of it goes with its exec */
+	child->exec_fd = child->park_fd;
+	child->park_fd = -1;
 	return 0;
 }
 
@@ -425,7 +429,7 @@ static void forget(struct nsr_child *child)
 	close(child->pidfd);
 	child->shared = NULL;
 	child->pidfd = child->inner_pidfd = child->status_fd = child->life_fd = -1;
-	child->park_fd = -1;
+	child->park_fd = child->exec_fd = -1;
 }
 
 void nsr_child_close(struct nsr_child *child)

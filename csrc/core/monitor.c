@@ -376,6 +376,7 @@ static int keep_ours(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
 	static const enum nsr_number ours[] = {
 		NSR_REPORT_FD, NSR_LIFE_FD, NSR_PARK_FD, NSR_STUB_FD, NSR_LISTEN_FD,
+		NSR_EXEC_FD,
 	};
 	const int64_t *n = ctx->plan->number;
 

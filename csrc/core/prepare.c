@@ -214,7 +214,7 @@ static void no_fds(struct nsr_ctx *ctx)
 			     &ctx->pid_sock[0], &ctx->pid_sock[1], &ctx->inner_pidfd, &ctx->stdio[0],
 			     &ctx->stdio[1], &ctx->stdio[2], &ctx->life_r, &ctx->life_w,
 			     &ctx->release_r, &ctx->release_w, &ctx->reaper_fd, &ctx->bpf_fd,
-			     &ctx->park_r, &ctx->park_w, &ctx->stub_fd,
+			     &ctx->park_r, &ctx->park_w, &ctx->stub_fd, &ctx->exec_r, &ctx->exec_w,
 			     &ctx->proc_fd, &ctx->scratch_fd, &ctx->root_fd, &ctx->op };
 
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)

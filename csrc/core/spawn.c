@@ -141,6 +141,11 @@ static int open_channels(struct nsr_ctx *ctx)
 	ctx->status_w = ends[1];
 	if (fcntl(ctx->status_r, F_SETFL, O_NONBLOCK))
 		return -errno;
+	if (ctx->plan->number[NSR_FLAGS] & NSR_TELL_EXEC) {
+		ret = open_pipe(&ctx->exec_r, &ctx->exec_w);
+		if (ret)
+			return ret;
+	}
 	if (ctx->plan->number[NSR_FLAGS] & NSR_PARKED) {
 		ret = open_park(ctx);
 		if (ret)
@@ -166,8 +171,8 @@ static int open_channels(struct nsr_ctx *ctx)
 static void close_child_ends(const struct nsr_ctx *ctx)
 {
 	const int ends[] = { ctx->status_w, ctx->life_r, ctx->release_r, ctx->release_w,
-			     ctx->reaper_fd, ctx->bpf_fd, ctx->park_r, ctx->lifted[0],
-			     ctx->lifted[1], ctx->lifted[2] };
+			     ctx->reaper_fd, ctx->bpf_fd, ctx->park_r, ctx->exec_w,
+			     ctx->lifted[0], ctx->lifted[1], ctx->lifted[2] };
 
 	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
 		if (ends[i] >= 0)
@@ -273,13 +278,15 @@ static int finish(struct nsr_ctx *ctx, int ret, int saved_errno, struct nsr_chil
 		child->status_fd = ctx->status_r;
 		child->life_fd = ctx->life_w;
 		child->park_fd = ctx->park_w;
+		child->exec_fd = ctx->exec_r;
 	}
 	errno = saved_errno;
 	return ret;
 }
 
 static const struct nsr_child nobody = { .pidfd = -1, .inner_pidfd = -1, .status_fd = -1,
-					 .life_fd = -1, .park_fd = -1, .exit_status = -1 };
+					 .life_fd = -1, .park_fd = -1, .exec_fd = -1,
+					 .exit_status = -1 };
 
 int nsr_spawn(const struct nsr_plan *plan, const int stdio[3], struct nsr_child *child,
 	      struct nsr_diag *diag)
@@ -387,6 +394,7 @@ static int open_program_channels(struct nsr_ctx *ctx, struct nsr_plan *copy)
 	copy->number[NSR_LIFE_FD] = ctx->life_r;
 	copy->number[NSR_PARK_FD] = ctx->park_r;
 	copy->number[NSR_STUB_FD] = ctx->stub_fd;
+	copy->number[NSR_EXEC_FD] = ctx->exec_w;
 	return 0;
 }
 

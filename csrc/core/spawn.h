@@ -142,6 +142,8 @@ struct nsr_ctx {
 	int park_r;                 /* the stub hears of its command here; -1: not parked */
 	int park_w;
 	int stub_fd;                /* its program */
+	int exec_r;                 /* ends with the payload's exec; -1: not asked for */
+	int exec_w;
 	int proc_fd;
 	int scratch_fd;
 	int root_fd;

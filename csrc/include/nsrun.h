@@ -72,7 +72,8 @@ enum nsr_plan_flag {
 	NSR_DEFAULT_SIGNALS = 1 << 11, /* SIGPIPE, SIGXFSZ back to their defaults */
 	NSR_TERMINAL = 1 << 12,     /* stdin is the payload's controlling terminal */
 	NSR_PARKED = 1 << 13,       /* the command comes later, see nsr_child_hand */
-	NSR_PLAN_FLAG_ALL = (1 << 14) - 1,
+	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted */
+	NSR_PLAN_FLAG_ALL = (1 << 15) - 1,
 };
 
 struct nsr_op {
@@ -113,6 +114,7 @@ enum nsr_number {
 	NSR_LIFE_FD,                /* its end ends the sandbox; bytes are signals to send */
 	NSR_PARK_FD,                /* a Unix socket that the command of a parked one comes by, */
 	NSR_STUB_FD,                /* ... and the program that waits for it */
+	NSR_EXEC_FD,                /* the payload's copy ends with its exec; no other has one */
 	NSR_NUMBER_END,
 };
 
@@ -205,6 +207,7 @@ struct nsr_child {
 	int status_fd;              /* readable when nsr_child_read has something */
 	int life_fd;                /* closing it ends the sandbox; -1: none */
 	int park_fd;                /* a command can be handed over here; -1: no, or done */
+	int exec_fd;                /* ends once the exec has succeeded, or failed; -1: untold */
 	int parked;                 /* it is ready for one */
 	int payload_pid;            /* as the caller sees it; 0: not known */
 	int64_t start_ns;           /* just before the clone, or the hand-over */

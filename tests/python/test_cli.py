@@ -14,7 +14,7 @@ import pytest
 
 import cowork_nsrun
 from cowork_nsrun import cli
-from cowork_nsrun.process import find_program
+from cowork_nsrun.program import find_program
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
