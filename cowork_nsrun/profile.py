@@ -51,6 +51,7 @@ PRESETS: Mapping[str, Callable[..., Sandbox]] = types.MappingProxyType(
     {"minimal": Sandbox.minimal, "workspace": Sandbox.workspace, "cowork": Sandbox.cowork}
 )
 SCHEMA_ID = "sandbox.schema.json"
+INT_BITS = 64
 _BASE64 = "_base64"
 _BASE64_PATTERN = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _MODE_PATTERN = "^0?[0-7]{1,4}$"
@@ -186,7 +187,9 @@ class _Source:
             text = os.path.expanduser(text)
             if text.startswith("~"):
                 raise SpecError(place, f"whose home is {text!r}?")
-        if not text or text.startswith("/"):
+        if not text or "\0" in text:
+            raise SpecError(place, f"a path is wanted, not {text!r}")
+        if text.startswith("/"):
             return text
         if self.base is None:
             raise SpecError(place, f"{text!r} is relative, and no profile's directory is known")
@@ -206,6 +209,8 @@ def _wrong(place: str, wanted: str, raw: Raw) -> SpecError:
             given = "true" if raw else "false"
         case str():
             given = f"the string {raw!r}"
+        case int() if raw.bit_length() > INT_BITS:
+            given = "a number too large"
         case int() | float():
             given = f"the number {raw}"
         case list():
@@ -238,6 +243,11 @@ def _made(make: Callable[..., Any], values: Mapping[str, Any], place: str) -> An
     except SpecError as error:
         name = error.field.rpartition(".")[2]
         raise SpecError(_join(place, name), error.problem) from None
+
+
+def _is_no_number(raw: Raw) -> bool:
+    """A bool, which Python takes for an int, or an int that no field can hold."""
+    return isinstance(raw, bool) or (isinstance(raw, int) and raw.bit_length() > INT_BITS)
 
 
 # --- kinds of values: each knows how to write, read and describe itself --------------------
@@ -310,8 +320,9 @@ class _Plain:
 
     def load(self, raw: Raw, place: str, source: _Source) -> Any:
         wanted: Any = (int, float) if self.of is float else self.of
-        if not isinstance(raw, wanted) or (isinstance(raw, bool) and self.of is not bool):
-            raise _wrong(place, "true or false" if self.of is bool else "a number", raw)
+        if not isinstance(raw, wanted) or (self.of is not bool and _is_no_number(raw)):
+            named = {bool: "true or false", int: "a whole number", float: "a number"}
+            raise _wrong(place, named[self.of], raw)
         return raw
 
     def schema(self, *, binary: bool = False) -> Schema:
@@ -334,7 +345,7 @@ class _Size:
         return value
 
     def load(self, raw: Raw, place: str, source: _Source) -> Any:
-        if isinstance(raw, bool) or not isinstance(raw, int | str):
+        if not isinstance(raw, int | str) or _is_no_number(raw):
             raise _wrong(place, "a number of bytes or such as '64M'", raw)
         return raw
 
@@ -678,7 +689,6 @@ def _document() -> _Record:
     }
     modes = get_type_hints(Sandbox.network)["mode"]
     keys = {
-        "$schema": _Key(_Text(), required=False, help="where the schema is, for editors"),
         "preset": _Key(_Choice(tuple(PRESETS)), required=False, help="what to begin with"),
         **arguments,
         "network": _Key(_form(modes), required=False, help=_summary(Sandbox.network)),
@@ -688,21 +698,15 @@ def _document() -> _Record:
 
 
 def _sandbox(raw: Raw, source: _Source) -> Sandbox:
-    values = _document().values(raw, "", source)
-    values.pop("$schema", None)
+    table = {key: item for key, item in _table(raw, "").items() if key != "$schema"}
+    values = _document().values(table, "", source)
     network = values.pop("network", None)
     start = _preset(values)
     # these two are added to what the preset has, the others stand in its place
     for name in ("filesystem", "environment"):
         values[name] = (*getattr(start, name), *values.get(name, ()))
-    if network is not None:
-        values["unshare"] = (
-            replace(Sandbox(), unshare=values.get("unshare", start.unshare))
-            .network(network)
-            .unshare
-        )
     made: Sandbox = _made(start.replace, values, "")
-    return made
+    return made if network is None else made.network(network)
 
 
 def _preset(values: dict[str, Any]) -> Sandbox:
@@ -721,15 +725,14 @@ def _preset(values: dict[str, Any]) -> Sandbox:
     return made
 
 
-def schema() -> Schema:
-    """The JSON schema of a profile: draft 2020-12."""
-    record = _document().schema()
-    argument_presets: dict[str, list[str]] = {}
+def _preset_rules() -> Schema:
+    """Which preset needs which arguments, and which argument needs which preset."""
+    owners: dict[str, list[str]] = {}
     needs = []
     for preset in PRESETS:
         keys = _arguments_of(preset).keys
         for name in keys:
-            argument_presets.setdefault(name, []).append(preset)
+            owners.setdefault(name, []).append(preset)
         needed = [
             {"anyOf": [{"required": [name]}, {"required": [name + _BASE64]}]}
             for name, key in keys.items()
@@ -738,25 +741,39 @@ def schema() -> Schema:
         if needed:
             chosen = {"properties": {"preset": {"const": preset}}, "required": ["preset"]}
             needs.append({"if": chosen, "then": {"allOf": needed}})
-    base64_text = {"type": "string", "contentEncoding": "base64", "pattern": _BASE64_PATTERN}
-    definitions: Schema = {"base64": base64_text}
+    return {
+        "allOf": needs,
+        "dependentSchemas": {
+            written: {"properties": {"preset": {"enum": presets}}, "required": ["preset"]}
+            for name, presets in owners.items()
+            for written in (name, name + _BASE64)
+        },
+    }
+
+
+def _definitions() -> Schema:
+    operations: Schema = {}
     for operation in _OPERATIONS:
         table = _fields_of(operation).schema()
         table["properties"] = {"op": {"const": _op(operation)}, **table["properties"]}
         table["required"] = ["op", *table.get("required", ())]
-        definitions[_op(operation)] = table
+        operations[_op(operation)] = table
+    text = {"type": "string", "contentEncoding": "base64", "pattern": _BASE64_PATTERN}
+    return {"base64": text, **operations}
+
+
+def schema() -> Schema:
+    """The JSON schema of a profile: draft 2020-12."""
+    record = _document().schema()
+    own = {"type": "string", "description": "where this schema is, for editors"}
+    record["properties"] = {"$schema": own, **record["properties"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,
         "title": "nsrun profile",
         **record,
-        "dependentSchemas": {
-            written: {"properties": {"preset": {"enum": presets}}, "required": ["preset"]}
-            for name, presets in argument_presets.items()
-            for written in (name, name + _BASE64)
-        },
-        "allOf": needs,
-        "$defs": definitions,
+        **_preset_rules(),
+        "$defs": _definitions(),
     }
 
 
