@@ -152,8 +152,13 @@ def _run(words: Sequence[str]) -> int:
     return result.returncode
 
 
+def _write_utf8(text: str) -> None:
+    """As a profile has to be, whatever the locale's encoding is."""
+    sys.stdout.buffer.write(text.encode())
+
+
 def _profile_schema(options: argparse.Namespace) -> int:
-    sys.stdout.write(profile.schema_text())
+    _write_utf8(profile.schema_text())
     return 0
 
 
@@ -171,7 +176,7 @@ def _profile_check(options: argparse.Namespace) -> int:
 
 
 def _profile_show(options: argparse.Namespace) -> int:
-    sys.stdout.write(profile.dumps(profile.load(options.file), options.format))
+    _write_utf8(profile.dumps(profile.load(options.file), options.format))
     return 0
 
 

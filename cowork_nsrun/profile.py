@@ -691,7 +691,7 @@ def _document() -> _Record:
     keys = {
         "preset": _Key(_Choice(tuple(PRESETS)), required=False, help="what to begin with"),
         **arguments,
-        "network": _Key(_form(modes), required=False, help=_summary(Sandbox.network)),
+        "network": _Key(_form(modes), required=False, help="no network, or the host's"),
         **_fields_of(Sandbox).keys,
     }
     return _Record(Sandbox, keys, _summary(Sandbox))

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tomllib
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_what_is_written_is_short_and_legible() -> None:
             File("/a", b"two\nlines\n"),
             File("/b", b"\xff"),
         ),
-        unshare=frozenset({Namespace.PID, Namespace.NET}),
+        unshare=frozenset(Namespace),
         limits=Limits(memory=2**20),
         seccomp=(bytes(8),),
     ).env(A="1", B=None)
@@ -173,7 +174,7 @@ def test_what_is_written_is_short_and_legible() -> None:
             {"op": "file", "dest": "/a", "content": "two\nlines\n"},
             {"op": "file", "dest": "/b", "content_base64": "/w=="},
         ],
-        "unshare": ["net", "pid"],
+        "unshare": ["cgroup", "ipc", "net", "pid", "user", "uts"],
         "environment": {"A": "1", "B": False},
         "seccomp_base64": ["AAAAAAAAAAA="],
         "limits": {"memory": 2**20},
@@ -410,20 +411,17 @@ documents = st.recursive(
 def test_any_document_is_read_or_refused(document: Any) -> None:
     try:
         made = profile.loads(json.dumps(document), "json", base="/")
-    except SpecError as error:
-        assert error.problem
-    else:
-        assert profile.loads(profile.dumps(made)) == made
+    except SpecError:
+        return
+    assert profile.loads(profile.dumps(made)) == made
 
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(deadline=None)
 @given(text=st.text())
 def test_any_text_is_read_or_refused(form: profile.Format, text: str) -> None:
-    try:
+    with suppress(SpecError):
         profile.loads(text, form)
-    except SpecError as error:
-        assert error.problem
 
 
 # --- files --------------------------------------------------------------------------------
