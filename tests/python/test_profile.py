@@ -39,6 +39,7 @@ from cowork_nsrun import (
     TmpOverlay,
     profile,
 )
+from cowork_nsrun.forms import OPERATIONS, op_name
 from cowork_nsrun.spec import LIMITS, Operation
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +143,7 @@ def test_any_sandbox_comes_back(form: profile.Format, sandbox: Sandbox) -> None:
 def test_every_operation_and_field_is_generated() -> None:
     """What is forgotten above would not be tested."""
     source = Path(__file__).read_text()
-    for operation in profile._OPERATIONS:
+    for operation in OPERATIONS:
         assert f"st.builds({operation.__name__}," in source
     for item in dataclasses.fields(Sandbox):
         assert f" {item.name}=" in source
@@ -536,5 +537,5 @@ def test_documented_limits_are_the_table() -> None:
 
 def test_every_operation_is_documented() -> None:
     text = DOCUMENT.read_text()
-    for operation in profile._OPERATIONS:
-        assert f"`{profile._op(operation)}`" in text
+    for operation in OPERATIONS:
+        assert f"`{op_name(operation)}`" in text
