@@ -307,7 +307,7 @@ def _place_v1(hierarchy: Hierarchy) -> Place:
         f"cgroup v1, {path}: {os.strerror(number)}",
         path,
         number,
-        f"v1 hierarchies are root's; as root: mkdir {user} && chown -R {os.geteuid()} {user}, "
+        f"v1 hierarchies are root's; as root: mkdir {user} && chown {os.geteuid()} {user}, "
         f"then set NSRUN_CGROUP={user} (more directories behind colons)",
     )
 
