@@ -11,6 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 NO_PROCESSES = (
@@ -67,12 +68,14 @@ class Hierarchy:
         controllers: those of a v1 hierarchy.
         candidates: directories that new cgroups may be made in, the best first.
         own: the directory of this process; None if no mount shows it.
+        explicit: the only candidate was named by the user.
     """
 
     version: int
     controllers: frozenset[str]
     candidates: tuple[str, ...]
     own: str | None
+    explicit: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +241,8 @@ class Places:
                 upward = tuple(_upward(directory, mount.point))
                 # a v1 process may have siblings below itself, and stays in its own limits so
                 candidates = upward if version == 2 else upward[:1]
-        return Hierarchy(version, controllers, (explicit,) if explicit else candidates, own)
+        candidates = (explicit,) if explicit else candidates
+        return Hierarchy(version, controllers, candidates, own, explicit is not None)
 
     def hierarchy(self, controller: str) -> Hierarchy:
         """The one that a controller is in.
@@ -322,24 +326,19 @@ class _Refusal:
 
 def _place_v2(hierarchy: Hierarchy, controllers: frozenset[str]) -> Place:
     refusals: list[_Refusal] = []
-    places: list[Place] = []
     for path in hierarchy.candidates:
-        found = _look_at_v2(path, hierarchy.own, controllers)
+        found = _look_at_v2(path, hierarchy, controllers)
         if isinstance(found, Place):
-            places.append(found)
-        else:
-            refusals.append(found)
-    if places:
-        # the nearest that needs no change, else the nearest
-        return min(places, key=lambda place: bool(place.enable))
+            return found
+        refusals.append(found)
     evidence = "; ".join(f"{each.path}: {each.reason}" for each in refusals)
     # one that lacks a word written by root is nearer to the goal than one that is not ours
     best = min(refusals, key=lambda each: each.remedy == NO_PROCESSES)
     raise Missing(f"cgroup v2, {evidence}", best.path, best.errno, best.remedy)
 
 
-def _look_at_v2(path: str, own: str | None, controllers: frozenset[str]) -> Place | _Refusal:
-    refused = _entry(path, own)
+def _look_at_v2(path: str, tree: Hierarchy, controllers: frozenset[str]) -> Place | _Refusal:
+    refused = _entry(path, tree.own)
     if refused is not None:
         return refused
     lacking = controllers - set(read_words(f"{path}/cgroup.subtree_control"))
@@ -353,7 +352,28 @@ def _look_at_v2(path: str, own: str | None, controllers: frozenset[str]) -> Plac
     number = _writable(f"{path}/cgroup.subtree_control")
     if number:
         return _Refusal(path, number, f"cgroup.subtree_control: {os.strerror(number)}")
+    if not (tree.explicit or _is_delegated(path)):
+        names = " and ".join(sorted(lacking))
+        return _Refusal(path, errno.EPERM, f"not delegated, and its children have no {names}")
     return Place(path, 2, controllers, tuple(sorted(lacking)))
+
+
+def _is_delegated(path: str) -> bool:
+    """Whether its controllers are ours to give: root may write anywhere, so that tells nothing.
+
+    It is if it belongs to a user who is us, or has the mark that systemd gives, systemd.resource-control(5).
+    """
+    try:
+        owner = os.stat(path).st_uid
+    except OSError:
+        return False
+    if owner and owner == os.geteuid():
+        return True
+    for name in ("trusted.delegate", "user.delegate"):
+        with suppress(OSError):
+            if os.getxattr(path, name) == b"1":
+                return True
+    return False
 
 
 def _inhabited(path: str, words: str) -> _Refusal:
