@@ -338,30 +338,32 @@ def _place_v2(hierarchy: Hierarchy, controllers: frozenset[str]) -> Place:
 
 
 def _look_at_v2(path: str, tree: Hierarchy, controllers: frozenset[str]) -> Place | _Refusal:
-    refused = _entry(path, tree.own)
-    if refused is not None:
-        return refused
     lacking = controllers - set(read_words(f"{path}/cgroup.subtree_control"))
-    if not lacking:
-        return Place(path, 2, controllers)
+    refused = _entry(path, tree.own)
+    if refused is None and lacking:
+        refused = _giving(path, tree.explicit, lacking)
+    return refused or Place(path, 2, controllers, tuple(sorted(lacking)))
+
+
+def _giving(path: str, explicit: bool, lacking: frozenset[str]) -> _Refusal | None:
+    """Why controllers can't be given to the children of a cgroup."""
+    names = " and ".join(sorted(lacking))
     if not lacking <= set(read_words(f"{path}/cgroup.controllers")):
-        names = " and ".join(sorted(lacking))
         return _Refusal(path, errno.ENODEV, f"{names} not among its controllers")
     if read_words(f"{path}/cgroup.procs"):
         return _inhabited(path, " ".join(f"+{name}" for name in sorted(lacking)))
     number = _writable(f"{path}/cgroup.subtree_control")
     if number:
         return _Refusal(path, number, f"cgroup.subtree_control: {os.strerror(number)}")
-    if not (tree.explicit or _is_delegated(path)):
-        names = " and ".join(sorted(lacking))
+    if not (explicit or _is_delegated(path)):
         return _Refusal(path, errno.EPERM, f"not delegated, and its children have no {names}")
-    return Place(path, 2, controllers, tuple(sorted(lacking)))
+    return None
 
 
 def _is_delegated(path: str) -> bool:
-    """Whether its controllers are ours to give: root may write anywhere, so that tells nothing.
+    """Whether its controllers are ours to give; that root may write to it tells nothing.
 
-    It is if it belongs to a user who is us, or has the mark that systemd gives, systemd.resource-control(5).
+    They are if it is a user's own, or has the mark of systemd, systemd.resource-control(5).
     """
     try:
         owner = os.stat(path).st_uid
