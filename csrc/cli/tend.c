@@ -96,7 +96,7 @@ static int obey(char word, const char *paths, const char *end)
 /* 1: took one, 0: no more will come, -EAGAIN: none yet, -EBADMSG: not a record. */
 static int take_record(void)
 {
-	static char record[MAX_RECORD + 1];
+	char record[MAX_RECORD + 1];
 	ssize_t n;
 
 	do
