@@ -398,6 +398,26 @@ def test_closing_all(cgroups: Cgroups, lack: Lack) -> None:
     cgroups.open(pids=8).close()
 
 
+def test_no_descriptor_is_left(lack: Lack) -> None:
+    def one(program: str | None = None) -> None:
+        with Cgroups(program=program) as cgroups:
+            need(cgroups, lack, "pids")
+            for _ in range(20):
+                cgroups.open(pids=8).close()
+            janitor = has_janitor(cgroups)
+            os.kill(janitor, signal.SIGKILL)
+            assert soon(lambda: not running(janitor))
+            cgroups.open(pids=8)
+
+    one()
+    before = os.listdir("/proc/self/fd")
+    one()
+    for program in ("/bin/false", "/none"):
+        with pytest.raises(NsrunError):
+            one(program)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_many_threads(cgroups: Cgroups, lack: Lack) -> None:
     need(cgroups, lack, "pids")
 
