@@ -49,6 +49,18 @@ static void warn(void *arg, const char *text)
 	tell(arg, '4', text);
 }
 
+/* Never silently: who sees no word of it has namespaces. */
+static void say_backend(struct teller *teller)
+{
+	char text[256];
+
+	if (!(teller->plan->number[NSR_FLAGS] & NSR_ON_HOST) ||
+	    teller->plan->number[NSR_REPORT_FD] != -1)
+		return;
+	nsr_host_describe(teller->plan, text, sizeof(text));
+	warn(teller, text);
+}
+
 static const char *base_name(const char *path)
 {
 	const char *slash = strrchr(path, '/');
@@ -87,6 +99,7 @@ static int run(int argc, char **argv, int as_bwrap)
 			return EXIT_SUCCESS;
 		break;
 	case NSR_PARSE_OK:
+		say_backend(&teller);
 		status = nsr_run_command(plan, &hot.ctx, &rest.diag);
 		if (status >= 0)
 			return status;

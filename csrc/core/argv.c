@@ -545,6 +545,24 @@ HANDLER(opt_add_seccomp)
 	return nsr_plan_add_seccomp(p->plan, data.data, data.len) ? no_memory(p) : 0;
 }
 
+HANDLER(opt_tcp)
+{
+	UNUSED(next), UNUSED(opt);
+	return nsr_plan_keep_word(p->plan, (enum nsr_list)opt->value, arg[0]) ? no_memory(p) : 0;
+}
+
+HANDLER(opt_backend)
+{
+	UNUSED(next);
+	if (!strcasecmp(arg[0], "host"))
+		return set_flag(p, NSR_ON_HOST, NSR_FLAGS);
+	if (strcasecmp(arg[0], "namespaces"))
+		return nsr_diag_set(p->diag, "%s: there is no backend %s; there are namespaces "
+				    "and host", opt->name, arg[0]);
+	p->plan->number[NSR_FLAGS] &= ~(int64_t)NSR_ON_HOST;
+	return 0;
+}
+
 HANDLER(opt_label)
 {
 	UNUSED(next), UNUSED(opt), UNUSED(arg);

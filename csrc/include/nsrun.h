@@ -73,7 +73,11 @@ enum nsr_plan_flag {
 	NSR_TERMINAL = 1 << 12,     /* stdin is the payload's controlling terminal */
 	NSR_PARKED = 1 << 13,       /* the command comes later, see nsr_child_hand */
 	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted */
-	NSR_PLAN_FLAG_ALL = (1 << 15) - 1,
+	NSR_LANDLOCK = 1 << 15,     /* a second wall around what the mounts allow */
+	NSR_ON_HOST = 1 << 16,      /* no namespaces: the host backend */
+	NSR_UNCONFINED = 1 << 17,   /* ... and no Landlock either */
+	NSR_PRIVATE_TMP = 1 << 18,  /* on the host: a TMPDIR of its own, removed at the end */
+	NSR_PLAN_FLAG_ALL = (1 << 19) - 1,
 };
 
 struct nsr_op {
@@ -130,6 +134,8 @@ enum nsr_list {
 	NSR_ENV,
 	NSR_LOCK_FILES,
 	NSR_CGROUPS,                /* directories of the cgroups to enter: cgroups(7) */
+	NSR_TCP_CONNECT,            /* ports that Landlock lets through, or "none" */
+	NSR_TCP_BIND,
 	NSR_LIST_END,
 };
 
@@ -271,6 +277,12 @@ int nsr_child_try_close(struct nsr_child *child);
 
 /* For a forked copy of the process that started it: free, but kill nothing. */
 void nsr_child_forget(struct nsr_child *child);
+
+/* The version of landlock(7) that this kernel has; 0 or -errno: none. */
+int nsr_landlock_abi(void);
+
+/* What a plan of the host backend is confined by here, in words; len bytes with the NUL. */
+void nsr_host_describe(const struct nsr_plan *plan, char *out, size_t len);
 
 const char *nsr_version(void);
 
