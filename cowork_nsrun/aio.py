@@ -329,7 +329,7 @@ async def popen(
     ends = Ends(stdin, stdout, stderr, pty)
 
     def prepare(enforced: Enforced) -> Plan:
-        can_time = Namespace.PID in spec.unshare
+        can_time = spec.ends_all
         extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 

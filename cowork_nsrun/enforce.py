@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from cowork_nsrun.denies import hold_names
 from cowork_nsrun.errors import SpecError
 from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, LimitError
@@ -54,11 +55,30 @@ class Enforced:
 
     def give_back(self) -> None:
         """Nothing was started."""
-        if self.enforcement.cgroup is not None:
-            self.enforcement.cgroup.close()
+        self.enforcement.give_back()
 
 
 def enforce(spec: Sandbox) -> Enforced:
+    """Make what has to be there as long as the sandbox: its cgroup, its placeholders.
+
+    Raises:
+        LimitError: a limit can't be had, and the spec does not say ``best_effort``.
+        SpecError: a denial that can't be kept.
+        NsrunError: a placeholder can't be made.
+    """
+    enforced = _enforce_limits(spec)
+    try:
+        placeholders = hold_names(spec)
+    except BaseException:
+        enforced.give_back()
+        raise
+    if placeholders is None:
+        return enforced
+    enforcement = replace(enforced.enforcement, placeholders=placeholders)
+    return replace(enforced, enforcement=enforcement)
+
+
+def _enforce_limits(spec: Sandbox) -> Enforced:
     """Make the cgroup that a spec's limits need.
 
     Raises:

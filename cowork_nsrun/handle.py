@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cowork_nsrun import _native
+from cowork_nsrun._native import PlanFlag
+from cowork_nsrun.denies import Placeholders
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.plan import Plan
@@ -69,10 +71,19 @@ class Enforcement:
     Attributes:
         held: limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NPROC``.
         cgroup: what holds those that concern all processes together.
+        placeholders: what keeps names free that are not to come into being.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
     cgroup: Cgroup | None = None
+    placeholders: Placeholders | None = None
+
+    def give_back(self) -> None:
+        """Nothing of the sandbox is left."""
+        if self.cgroup is not None:
+            self.cgroup.close()
+        if self.placeholders is not None:
+            self.placeholders.release()
 
 
 @dataclass(slots=True)
@@ -246,7 +257,6 @@ class Handle:
         self._outcome.usage = Usage(cpu_ns, peak)
         if cgroup is not None:
             used = cgroup.usage()
-            cgroup.close()
             self._outcome.usage = Usage(
                 cpu_ns if used.cpu_ns is None else used.cpu_ns,
                 peak if used.memory_peak is None else used.memory_peak,
@@ -254,6 +264,7 @@ class Handle:
                 used.oom_kills,
                 used.pids_refused,
             )
+        self._enforcement.give_back()
         self._outcome.gone = True
 
     # --- waiting --------------------------------------------------------------------------
@@ -378,6 +389,8 @@ class Handle:
             self._finish()
         else:
             self._child.forget()
+            if self._enforcement.placeholders is not None:
+                self._enforcement.placeholders.forget()
 
 
 def _left(deadline: float | None) -> float | None:
@@ -399,10 +412,11 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
         except _native.NeedsProgram as reason:
             log.debug("not in process: %s", reason)
             backend = BY_PROGRAM
+            if plan.flags & PlanFlag.ON_HOST:
+                backend = plan.native.describe_host()
             child.start_program(plan.native, find_program(), stdio)
     except BaseException:
         child.close()
-        if enforcement.cgroup is not None:
-            enforcement.cgroup.close()
+        enforcement.give_back()
         raise
     return Handle(child, enforcement, backend)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
+from cowork_nsrun.denies import with_denies
 from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.spec import (
     Bind,
@@ -132,8 +133,8 @@ class Plan:
             native.add_word(Words.ENV, f"{name}={value}")
         for path in spec.lock_files:
             native.add_word(Words.LOCK_FILES, path)
-        for operation in spec.filesystem:
-            native.add_op(_compile(operation))
+        for operation in with_denies(spec):
+            native.add_op(operation if isinstance(operation, Op) else compile_op(operation))
         _compile_identity(native, spec)
         directory = spec.cwd if cwd is None else _checked_cwd(cwd)
         if directory is not None:
@@ -143,10 +144,17 @@ class Plan:
         for program in spec.seccomp:
             native.add_seccomp(program)
         Extras(rlimits=spec.limits.rlimits).apply(native)
-        if spec.timeout is not None and Namespace.PID in spec.unshare:
+        if spec.timeout is not None and spec.ends_all:
             native.set_number(Number.TIMEOUT_MS, milliseconds(spec.timeout))
+        _compile_ports(native, Words.TCP_CONNECT, spec.tcp_connect)
+        _compile_ports(native, Words.TCP_BIND, spec.tcp_bind)
         extras.apply(native)
-        native.check()
+        try:
+            native.check()
+        except NsrunError as error:
+            if spec.backend == "namespaces":
+                raise
+            raise SpecError("Sandbox", error.text) from None
         return cls(native)
 
     @classmethod
@@ -304,7 +312,7 @@ def _environment(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]
     return result
 
 
-def _compile(operation: Operation) -> Op:  # noqa: PLR0911 - one return a kind is the clearest
+def compile_op(operation: Operation) -> Op:  # noqa: PLR0911 - one return a kind is the clearest
     match operation:
         case Bind():
             flags = OpFlag.RDONLY if operation.read_only else OpFlag.NONE
@@ -347,6 +355,11 @@ def _compile_identity(native: _native.Plan, spec: Sandbox) -> None:
         native.set_string(String.HOSTNAME, spec.hostname)
 
 
+def _compile_ports(native: _native.Plan, which: Words, ports: tuple[int, ...] | None) -> None:
+    for word in () if ports is None else ports or ("none",):
+        native.add_word(which, str(word))
+
+
 def _flags(spec: Sandbox) -> PlanFlag:
     wanted = {
         PlanFlag.UNSHARE_USER_TRY: Namespace.USER in spec.unshare_try,
@@ -356,6 +369,10 @@ def _flags(spec: Sandbox) -> PlanFlag:
         PlanFlag.DIE_WITH_PARENT: spec.die_with_parent,
         PlanFlag.AS_PID_1: spec.as_pid_1,
         PlanFlag.CLOSE_FDS: spec.close_fds,
+        PlanFlag.LANDLOCK: spec.landlock,
+        PlanFlag.ON_HOST: spec.backend != "namespaces",
+        PlanFlag.UNCONFINED: spec.backend == "unconfined",
+        PlanFlag.PRIVATE_TMP: spec.private_tmp,
     }
     flags = PlanFlag.NONE
     for flag, is_wanted in wanted.items():

@@ -310,7 +310,7 @@ class Pool:
         command = Plan.for_parked(self.spec, argv, cwd=cwd, env=env, extras=Extras(flags))
         ends = Ends(stdin, stdout, stderr, pty)
         try:
-            can_time = Namespace.PID in self.spec.unshare
+            can_time = self.spec.ends_all
             handle = self._store.hand(command, ends, timeout if can_time else None)
             if handle is not None:
                 try:

@@ -450,7 +450,7 @@ def popen(
     try:
         enforced = enforce(spec)
         try:
-            can_time = Namespace.PID in spec.unshare
+            can_time = spec.ends_all
             extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
             plan = Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
         except BaseException:

@@ -30,6 +30,7 @@ static const struct op_shape {
 	[NSR_OP_TMP_OVERLAY] = { "--tmp-overlay", 0, 1, 1 },
 	[NSR_OP_RO_OVERLAY] = { "--ro-overlay", 0, 1, 2 },
 	[NSR_OP_HOSTNAME] = { "--hostname", 1, 0, 0 },
+	[NSR_OP_GUARD] = { "A guard", 0, 1, 0 },
 };
 
 const char *nsr_op_option(const struct nsr_op *op)

@@ -121,7 +121,7 @@ static uint64_t written(const struct nsr_op *op)
 static int mounts(const struct nsr_op *op)
 {
 	return op->type != NSR_OP_DIR && op->type != NSR_OP_FILE && op->type != NSR_OP_SYMLINK &&
-	       op->type != NSR_OP_CHMOD && op->type != NSR_OP_HOSTNAME;
+	       op->type != NSR_OP_CHMOD && op->type != NSR_OP_GUARD && op->type != NSR_OP_HOSTNAME;
 }
 
 /* A later operation hides operation i, takes writing back, or makes it a mere stem. */

@@ -50,6 +50,7 @@ struct nsr_open_how {
 	uint64_t resolve;
 };
 #define NSR_RESOLVE_NO_MAGICLINKS 0x02
+#define NSR_RESOLVE_NO_SYMLINKS 0x04
 #define NSR_RESOLVE_IN_ROOT 0x10
 
 /* mount(2) */

@@ -45,6 +45,7 @@ enum nsr_op_type {
 	NSR_OP_TMP_OVERLAY,
 	NSR_OP_RO_OVERLAY,
 	NSR_OP_HOSTNAME,
+	NSR_OP_GUARD,               /* dest becomes a mount of itself: it can't be moved away */
 	NSR_OP_TYPE_END,
 };
 
@@ -53,7 +54,8 @@ enum nsr_op_flag {
 	NSR_OP_DEVICES = 1 << 1,    /* device nodes stay usable */
 	NSR_OP_TRY = 1 << 2,        /* an absent source skips the operation */
 	NSR_OP_SOURCE_FD = 1 << 3,  /* the source is the directory or file open at fd */
-	NSR_OP_FLAG_ALL = (1 << 4) - 1,
+	NSR_OP_NO_LINKS = 1 << 4,   /* no symbolic link may lie on the way to dest */
+	NSR_OP_FLAG_ALL = (1 << 5) - 1,
 };
 
 /* Life-cycle and policy switches of a plan. */
