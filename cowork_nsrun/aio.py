@@ -19,7 +19,7 @@ from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import SIGNAL_BASE, Handle, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import Argv, Result, Timings, extras_for
-from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Stream, Terminal
 
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait

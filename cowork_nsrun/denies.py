@@ -383,7 +383,9 @@ def _warn_of_links(place: _Place) -> None:
         if place.host is not None and place.mode is not None and stat.S_ISREG(place.mode):
             count = os.stat(place.host).st_nlink
             if count > 1:
-                log.warning("%s has %d other hard links, which are not denied", place.path, count - 1)
+                log.warning(
+                    "%s has %d other hard links, which are not denied", place.path, count - 1
+                )
 
 
 def _compile(spec: Sandbox) -> _Plan:
@@ -519,7 +521,7 @@ def hold_names(spec: Sandbox) -> Placeholders | None:
                 raise NsrunError(
                     f"Can't keep {host} from being made: {error.strerror}",
                     path=host,
-                    errno=error.errno,
+                    errno=error.errno or 0,
                 ) from None
     except BaseException:
         placeholders.release()

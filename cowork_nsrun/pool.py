@@ -21,7 +21,7 @@ from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.handle import Handle, start
 from cowork_nsrun.plan import Extras, Plan
 from cowork_nsrun.process import Argv, Process, Result, finish, finished_ends, popen, run
-from cowork_nsrun.spec import Namespace, Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
+from cowork_nsrun.spec import Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
 from cowork_nsrun.streams import Ends, Stream
 
 log = logging.getLogger(__name__)

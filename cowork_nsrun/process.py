@@ -19,7 +19,7 @@ from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, Ending, Handle, Usage, start
 from cowork_nsrun.plan import Extras, Plan, milliseconds
-from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, OutOfTime, Pump, Stream, Terminal
 
 log = logging.getLogger(__name__)

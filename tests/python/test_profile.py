@@ -101,6 +101,8 @@ caps = st.sampled_from(["cap_chown", "cap_kill", "cap_net_raw", "cap_sys_admin"]
 own_namespaces = st.frozensets(st.sampled_from(Namespace)).map(
     lambda some: some | {Namespace.USER, Namespace.PID, Namespace.UTS}
 )
+ports = st.lists(st.integers(1, 2**16 - 1), max_size=3).map(tuple)
+straight = paths.filter(lambda path: ".." not in path.split("/"))
 sandboxes = st.builds(
     Sandbox,
     filesystem=st.lists(operations, max_size=6).map(tuple),
@@ -116,6 +118,11 @@ sandboxes = st.builds(
     caps_add=st.frozensets(caps.map(lambda name: name.replace("cap", "CAP_MORE"))),
     caps_drop=st.frozensets(caps),
     seccomp=st.lists(st.binary(min_size=8, max_size=8), max_size=2).map(tuple),
+    landlock=st.just(True),
+    tcp_connect=st.none() | ports,
+    tcp_bind=st.none() | ports,
+    deny_read=st.lists(straight, max_size=2).map(tuple),
+    deny_write=st.lists(straight, max_size=2).map(tuple),
     new_session=st.booleans(),
     die_with_parent=st.booleans(),
     close_fds=st.booleans(),
@@ -127,6 +134,8 @@ sandboxes = st.builds(
     filesystem=st.lists(operations, max_size=2),
     unshare=own_namespaces,
     as_pid_1=st.just(True),
+    backend=st.sampled_from(["host", "unconfined"]),
+    private_tmp=st.booleans(),
 )
 
 
