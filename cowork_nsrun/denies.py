@@ -188,7 +188,7 @@ class _View:
         """Other names inside of the same file, by other binds."""
         if place.host is None:
             return
-        real = Path(os.path.realpath(place.host))
+        real = Path(place.host)
         for index, operation in enumerate(self.operations):
             for source in _sources(operation):
                 top, dest = Path(source), self.dests[index]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ TESTS = HERE.parent
 sys.path.insert(0, str(TESTS / "hostile"))
 sys.path.insert(0, str(TESTS / "python"))
 
+from forked import UNPRIVILEGED, in_child  # noqa: E402
 from hostile_fixtures import (  # noqa: E402, F401
     as_root,
     as_user,
@@ -20,7 +24,9 @@ from hostile_fixtures import (  # noqa: E402, F401
     nsrun,
     runner,
 )
-from hostlib import build  # noqa: E402
+from hostlib import Lack, build  # noqa: E402
+
+InPython = Callable[[Callable[[], Any]], Any]
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +45,11 @@ def abi(open_directory: Path) -> Path:
 @pytest.fixture(scope="session")
 def deny(open_directory: Path) -> Path:
     return build(TESTS / "tiers" / "deny.c", open_directory / "deny-walls")
+
+
+@pytest.fixture(params=[None, UNPRIVILEGED], ids=["caller", "user"])
+def in_python(request: pytest.FixtureRequest, lack: Lack) -> InPython:
+    """Run a function in a forked process, as the tests' user and as one without privileges."""
+    if request.param is not None and os.geteuid() != 0:
+        lack("not root: Python as another user")
+    return lambda function: in_child(function, request.param)

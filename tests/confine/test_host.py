@@ -298,16 +298,14 @@ def test_without_landlock_it_is_refused(runner: Runner, deny: Path, error: int, 
     assert "host, not confined" in unconfined.stderr
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 5, 6])
-def test_old_landlock(
-    runner: Runner, abi: Path, walls: Path, place: Place, victim: int, version: int
-) -> None:
-    """What a version doesn't know is told, and open; what it knows holds."""
-    if version > landlock_abi():
-        pytest.skip("this kernel's is older")
-    prefix = [abi, str(version), "--"]
-    options = (*HOST, *shown(place), "--ro-bind", str(walls), str(walls), "--", str(walls))
-    ended = runner.run([*options, *place.attempt()], prefix=prefix)
+VERSIONS = pytest.mark.parametrize("version", [1, 2, 3, 5, 6])
+
+
+@VERSIONS
+def test_old_landlock(runner: Runner, abi: Path, walls: Path, place: Place, version: int) -> None:
+    """What a version doesn't know is open; what it knows holds."""
+    options = (*HOST, *shown(place), "--ro-bind", walls, walls, "--", walls)
+    ended = runner.run([*options, *place.attempt()], prefix=[abi, version, "--"])
     if version == 1:
         assert (ended.status, ended.stdout) == (1, "")
         assert "ABI 1, forbids every rename" in ended.stderr
@@ -318,9 +316,18 @@ def test_old_landlock(
     assert tried["own-move"] == 0
     assert tried["write"] == tried["create"] == tried["read"] == EACCES
     assert tried["truncate"] == (0 if version < 3 else EACCES)
-    signals = runner.run([*options, "process", victim], prefix=prefix)
-    assert signals.attempts()["signal"] == (0 if version < SCOPES else EPERM)
-    assert ("signals" in signals.stderr) == (version < SCOPES)
+
+
+@VERSIONS
+def test_old_landlock_and_signals(
+    runner: Runner, abi: Path, walls: Path, victim: int, version: int
+) -> None:
+    """It is told where they can't be held back."""
+    words = [*HOST, "--ro-bind", walls, walls, "--", walls, "process", victim]
+    ended = runner.run(words, prefix=[abi, version, "--"])
+    if version > 1:
+        assert ended.attempts()["signal"] == (0 if version < SCOPES else EPERM)
+        assert ("signals" in ended.stderr) == (version < SCOPES)
 
 
 def test_ports_need_an_abi(runner: Runner, abi: Path) -> None:
