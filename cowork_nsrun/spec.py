@@ -554,6 +554,15 @@ _PUBLIC_ETC = (
     "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd", "pki", "protocols", "resolv.conf",
     "services", "ssl",
 )  # fmt: skip
+# On the host what is not shown is there all the same, and refused: programs that take that
+# for an error must be able to read their configuration.
+_HOST_ETC = (
+    "bash.bashrc", "bashrc", "debian_version", "default/locale", "environment", "fonts", "gai.conf",
+    "gitconfig", "host.conf", "inputrc", "java", "locale.conf", "lsb-release", "machine-id", "magic",
+    "mime.types", "nanorc", "networks", "npmrc", "os-release", "perl", "pip.conf", "profile",
+    "profile.d", "python3", "rpc", "selinux/config", "shells", "terminfo", "timezone", "vim",
+    "wgetrc",
+)  # fmt: skip
 _SYSTEM_DIRS = ("/bin", "/lib", "/lib64", "/sbin")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -843,7 +852,7 @@ class Sandbox:
         """
         kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
         system = ("/usr", *_SYSTEM_DIRS, "/nix/store", "/run/current-system")
-        etc = (f"/etc/{name}" for name in _PUBLIC_ETC)
+        etc = (f"/etc/{name}" for name in (*_PUBLIC_ETC, *_HOST_ETC))
         return cls(
             filesystem=(
                 *(Bind(place, place, read_only=True, optional=True) for place in (*system, *etc)),

@@ -9,7 +9,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -30,45 +29,6 @@ enum {
 int nsr_landlock_abi(void)
 {
 	return (int)SYS3(SYS_landlock_create_ruleset, 0, 0, NSR_LANDLOCK_CREATE_RULESET_VERSION);
-}
-
-int nsr_port_number(const char *word)
-{
-	char *end;
-	unsigned long port = strtoul(word, &end, 10);
-
-	if (!strcmp(word, "none"))
-		return 0;
-	return word[0] >= '0' && word[0] <= '9' && !*end && port && port <= UINT16_MAX ?
-		(int)port : -1;
-}
-
-/* Past slashes and names of the directory itself. */
-static const char *next_name(const char *path)
-{
-	for (;;) {
-		path += strspn(path, "/");
-		if (path[0] != '.' || (path[1] && path[1] != '/'))
-			return path;
-		path++;
-	}
-}
-
-int nsr_path_below(const char *path, const char *dir)
-{
-	for (;;) {
-		size_t len;
-
-		path = next_name(path);
-		dir = next_name(dir);
-		if (!*dir)
-			return 1;
-		len = strcspn(dir, "/");
-		if (strncmp(path, dir, len) || (path[len] && path[len] != '/'))
-			return 0;
-		path += len;
-		dir += len;
-	}
 }
 
 int nsr_wall_add(struct nsr_ctx *ctx, const char *path, const struct nsr_source *source,
