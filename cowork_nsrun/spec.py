@@ -558,8 +558,8 @@ _PUBLIC_ETC = (
 # for an error must be able to read their configuration.
 _HOST_ETC = (
     "bash.bashrc", "bashrc", "debian_version", "default/locale", "environment", "fonts", "gai.conf",
-    "gitconfig", "host.conf", "inputrc", "java", "locale.conf", "lsb-release", "machine-id", "magic",
-    "mime.types", "nanorc", "networks", "npmrc", "os-release", "perl", "pip.conf", "profile",
+    "gitconfig", "host.conf", "inputrc", "java", "locale.conf", "lsb-release", "machine-id",
+    "magic", "mime.types", "nanorc", "networks", "npmrc", "os-release", "perl", "pip.conf", "profile",
     "profile.d", "python3", "rpc", "selinux/config", "shells", "terminfo", "timezone", "vim",
     "wgetrc",
 )  # fmt: skip

@@ -18,7 +18,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -79,6 +78,20 @@ static const struct nsr_sock_filter filter[] = {
 	STATEMENT(BPF_RETURN, ALLOW),
 	STATEMENT(BPF_RETURN, ERROR | EPERM),
 };
+
+/* In front of the plan's own, which may forbid to load any more. */
+static int add_filter(struct nsr_plan *plan)
+{
+	int ret = nsr_plan_add_seccomp(plan, (const uint8_t *)filter, sizeof(filter));
+	struct nsr_blob ours;
+
+	if (ret)
+		return ret;
+	ours = plan->seccomp[plan->n_seccomp - 1];
+	memmove(plan->seccomp + 1, plan->seccomp, (plan->n_seccomp - 1) * sizeof(ours));
+	plan->seccomp[0] = ours;
+	return 0;
+}
 
 /* Names of what a confined command can't reach anyway. */
 static void clean_environment(struct nsr_plan *plan)
@@ -248,8 +261,7 @@ static void reap(struct reaper *r)
 static void obey(struct reaper *r)
 {
 	union nsr_order order;
-	ssize_t n = recv((int)r->ctx->plan->number[NSR_LIFE_FD], &order, sizeof(order),
-			 MSG_DONTWAIT);
+	ssize_t n = read((int)r->ctx->plan->number[NSR_LIFE_FD], &order, sizeof(order));
 
 	if (!n || (n < 0 && errno != EAGAIN && errno != EINTR))
 		finish(r, NSR_EXIT_KILLED);
@@ -446,7 +458,7 @@ static int adapt(struct nsr_plan *plan, char tmp[NSR_PATH_MAX], struct nsr_diag 
 		/* an open file is a right that no rule can take back */
 		*flags |= NSR_CLOSE_FDS;
 		clean_environment(plan);
-		if (nsr_plan_add_seccomp(plan, (const uint8_t *)filter, sizeof(filter)))
+		if (add_filter(plan))
 			return nsr_diag_errno(diag, ENOMEM, "Out of memory");
 	}
 	return *flags & NSR_PRIVATE_TMP ? nsr_host_tmp_make(plan, tmp, diag) : 0;

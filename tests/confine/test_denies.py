@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,9 @@ from hypothesis import strategies as st
 
 from cowork_nsrun import (
     Bind,
+    Dev,
     Dir,
+    Namespace,
     NsrunError,
     Pool,
     RemountReadOnly,
@@ -531,3 +535,50 @@ def test_any_lists(
     assert failed(spec, "\n".join(lines)) == wanted
     names = {str(path.relative_to(top)) for path in top.rglob("*")}
     assert names == {*FILES, *DIRS}
+
+
+# --- other ways to the same mounts --------------------------------------------------------------
+
+SYS_OPEN_TREE, SYS_OPEN_TREE_ATTR = 428, 467
+
+
+def test_where_the_root_is_restricted_in_place(in_python: InPython, place: Path) -> None:
+    """A bind of / on / in a new user namespace: there is no new root then."""
+    spec = Sandbox(
+        filesystem=(Bind("/", "/", read_only=True), Dev(), Bind(str(place), str(place))),
+        unshare=frozenset({Namespace.USER}),
+        caps_drop=frozenset({"all"}),
+        cwd=str(place),
+        deny_read=(f"{place}/sub",),
+        deny_write=(f"{place}/.git/config", f"{place}/.vscode"),
+    )
+    script = """
+        a cat sub/deep/key
+        b echo > .git/config
+        c echo > .vscode
+        d mv .git gone
+        e echo > .git/HEAD
+    """
+    assert in_python(lambda: failed(spec, script)) == set("abcd")
+    assert not (place / ".vscode").exists()
+
+
+OLD_KERNEL = """
+import sys
+from cowork_nsrun import Sandbox, run
+top = sys.argv[1]
+spec = Sandbox.workspace(top).replace(
+    deny_read=(f"{top}/sub", f"{top}/secret"), deny_write=(f"{top}/.git/hooks", f"{top}/.vscode"))
+script = "cat sub/deep/key secret; echo > .git/hooks/x; mv .git gone; echo > .vscode; echo > .git/n"
+print(run(["sh", "-c", script], spec, text=True).stderr)
+"""
+
+
+def test_without_the_new_mount_calls(place: Path, deny: Path) -> None:
+    refused = [f"{number}={errno.ENOSYS}" for number in (SYS_OPEN_TREE, SYS_OPEN_TREE_ATTR)]
+    command = [deny, *refused, "--", sys.executable, "-c", OLD_KERNEL, place]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
+    assert len(ended.stdout.strip().splitlines()) == 5, ended
+    names = tree(place)
+    assert ".git/n" in names
+    assert not {".vscode", "gone", ".git/hooks/x"} & names.keys()
