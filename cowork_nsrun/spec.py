@@ -559,9 +559,9 @@ _PUBLIC_ETC = (
 _HOST_ETC = (
     "bash.bashrc", "bashrc", "debian_version", "default/locale", "environment", "fonts", "gai.conf",
     "gitconfig", "host.conf", "inputrc", "java", "locale.conf", "lsb-release", "machine-id",
-    "magic", "mime.types", "nanorc", "networks", "npmrc", "os-release", "perl", "pip.conf", "profile",
-    "profile.d", "python3", "rpc", "selinux/config", "shells", "terminfo", "timezone", "vim",
-    "wgetrc",
+    "magic", "mime.types", "nanorc", "networks", "npmrc", "os-release", "perl", "pip.conf",
+    "profile", "profile.d", "python3", "rpc", "selinux/config", "shells", "terminfo",
+    "timezone", "vim", "wgetrc",
 )  # fmt: skip
 _SYSTEM_DIRS = ("/bin", "/lib", "/lib64", "/sbin")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -340,11 +340,16 @@ static _Noreturn void reaper_main(struct nsr_ctx *ctx, const char *tmp)
 	struct reaper r = { .ctx = ctx, .tmp = tmp,
 			    .end = { .type = NSR_RECORD_EXIT, .op = -1 } };
 	const int64_t *n = ctx->plan->number;
+	int keep[] = { -1, ctx->status_w, (int)n[NSR_SYNC_FD], (int)n[NSR_LIFE_FD] };
 	sigset_t chld;
+	int ret;
 
 	close(ctx->status_r);
+	sigemptyset(&chld);
+	sigaddset(&chld, SIGCHLD);
+	r.signals = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
 	/* the terminal's signals are for the monitor, whose end is then ours */
-	if (setsid() < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	if (r.signals < 0 || setsid() < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		fail_reaper(ctx, NSR_STEP_REAPER, errno);
 	ctx->reaper_pid = getpid();
 	r.payload = fork();
@@ -352,14 +357,10 @@ static _Noreturn void reaper_main(struct nsr_ctx *ctx, const char *tmp)
 		fail_reaper(ctx, NSR_STEP_FORK, errno);
 	if (!r.payload)
 		payload_main(ctx);
-	const int keep[] = { ctx->status_w, (int)n[NSR_SYNC_FD], (int)n[NSR_LIFE_FD] };
-	int ret = nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
-
-	sigemptyset(&chld);
-	sigaddset(&chld, SIGCHLD);
-	r.signals = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (ret || r.signals < 0)
-		fail_reaper(ctx, NSR_STEP_REAPER, ret ? -ret : errno);
+	keep[0] = r.signals;
+	ret = nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
+	if (ret)
+		fail_reaper(ctx, NSR_STEP_CLOSE_FDS, -ret);
 	if (n[NSR_TIMEOUT_MS])
 		r.deadline_ms = now_ms() + n[NSR_TIMEOUT_MS];
 	nsr_caps_write(0);
@@ -464,10 +465,15 @@ static int adapt(struct nsr_plan *plan, char tmp[NSR_PATH_MAX], struct nsr_diag 
 	return *flags & NSR_PRIVATE_TMP ? nsr_host_tmp_make(plan, tmp, diag) : 0;
 }
 
+/* Found out before anything runs that could not be ended. */
 static int can_end_trees(struct nsr_diag *diag)
 {
+	int fd = (int)SYS2(SYS_pidfd_open, getpid(), 0);
 	int pid;
 
+	if (fd < 0)
+		return nsr_diag_errno(diag, -fd, "Can't watch the reaper: pidfd_open");
+	close(fd);
 	if (own_children(&pid, 1) >= 0)
 		return 0;
 	return nsr_diag_errno(diag, errno, "--backend host needs /proc/thread-self/children "

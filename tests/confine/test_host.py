@@ -398,6 +398,33 @@ def test_exit_status_and_signals(runner: Runner) -> None:
     assert "execvp no-such-command: No such file or directory" in missing.stderr
 
 
+SYS_SIGNALFD4, ADD_RULE, RESTRICT_SELF, PIDFD_OPEN, SETSID = 289, 445, 446, 434, 112
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (ADD_RULE, "Can't confine COMMAND with Landlock: /"),
+        (RESTRICT_SELF, "Can't confine COMMAND with Landlock: landlock_restrict_self"),
+        (SYS_SIGNALFD4, "Can't start the reaper"),
+        (SETSID, "Can't start the reaper"),
+        (PIDFD_OPEN, "Can't watch the reaper"),
+    ],
+)
+def test_a_failure_leaves_nothing(
+    runner: Runner, deny: Path, ground: Path, call: int, text: str
+) -> None:
+    ended = runner.run(
+        [*HOST, "--private-tmp", "echo", "ran"],
+        prefix=[deny, f"{call}={errno.EINVAL}", "--"],
+        env={"TMPDIR": str(ground)},
+    )
+    assert (ended.status, ended.stdout) == (1, ""), ended
+    assert text in ended.stderr
+    assert "Invalid argument" in ended.stderr
+    assert list(ground.iterdir()) == []
+
+
 # --- the temporary directory ---------------------------------------------------------------
 
 
