@@ -456,49 +456,96 @@ class Placeholders:
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[str, int]] = []
+        self._held: list[_Held] = []
 
     def hold(self, path: str) -> None:
         """Make it, or share what another sandbox has made.
 
+        Arguments:
+            path: without links; one that somebody puts there meanwhile is an error.
+
         Raises:
-            NsrunError: it can't be made.
+            OSError: it can't be made.
+            NsrunError: others make and remove it all the time.
         """
-        for _ in range(LINKS_MAX):
-            with suppress(FileExistsError):
-                os.mkdir(path, PLACEHOLDER_MODE)
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            if _is_at(fd, path):
-                self._held.append((path, fd))
-                return
-            os.close(fd)
+        above, name = os.path.split(path)
+        parent = _open_straight(above)
+        try:
+            for _ in range(LINKS_MAX):
+                fd = _make(parent, name)
+                if fd is not None:
+                    self._held.append(_Held(parent, name, fd))
+                    return
+        except BaseException:
+            os.close(parent)
+            raise
+        os.close(parent)
         raise NsrunError(f"Can't hold the name {path}: it comes and goes", path=path)
 
     def release(self) -> None:
         """Remove what no other sandbox needs."""
         while self._held:
-            path, fd = self._held.pop()
+            held = self._held.pop()
             with suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(fd, path):
-                    os.rmdir(path)
-            os.close(fd)
+                fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(held.fd, held.parent, held.name):
+                    os.rmdir(held.name, dir_fd=held.parent)
+            held.close()
 
     def forget(self) -> None:
         """For a forked copy of the program."""
         while self._held:
-            os.close(self._held.pop()[1])
+            self._held.pop().close()
 
 
-def _is_at(fd: int, path: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A directory by its parent and name, and open with a shared lock."""
+
+    parent: int
+    name: str
+    fd: int
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self.parent)
+
+
+def _open_straight(path: str) -> int:
+    """A directory, on the way to which there is no link: as openat2(2) can do it."""
+    how = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open("/", how)
+    for name in Path(path).parts[1:]:
+        try:
+            below = os.open(name, how, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _make(parent: int, name: str) -> int | None:
+    """The placeholder, open and locked; None: it was removed in between."""
+    with suppress(FileExistsError):
+        os.mkdir(name, PLACEHOLDER_MODE, dir_fd=parent)
+    how = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
+        fd = os.open(name, how, dir_fd=parent)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    if _is_at(fd, parent, name):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _is_at(fd: int, parent: int, name: str) -> bool:
+    try:
+        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return False
+    return os.path.samestat(os.fstat(fd), there)
 
 
 def _is_placeholder(path: str) -> bool:

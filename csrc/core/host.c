@@ -324,8 +324,12 @@ static _Noreturn void payload_main(struct nsr_ctx *ctx)
 			nsr_payload_exec(ctx);
 	}
 	nsr_send_failure(ctx);
-	SYS1(SYS_exit_group, 1);
-	__builtin_unreachable();
+	/*
+	 * Until we are killed, once the monitor has passed that on: our copy of
+	 * NSR_EXEC_FD must not end before.
+	 */
+	for (;;)
+		SYS5(SYS_ppoll, 0, 0, 0, 0, 0);
 }
 
 static void fail_reaper(struct nsr_ctx *ctx, enum nsr_step step, int err)
@@ -515,7 +519,8 @@ int nsr_run_host(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag *di
 	pid_t parent = getppid();
 	pid_t pid = -1;
 
-	if (!can_end_trees(diag) && !adapt(plan, tmp, diag))
+	/* it may have become a plan for the host after it was checked */
+	if (!nsr_plan_check(plan, diag) && !can_end_trees(diag) && !adapt(plan, tmp, diag))
 		pid = start(plan, ctx, tmp, diag);
 	if (pid > 0)
 		return accompany(ctx, pid, parent, tmp, diag);

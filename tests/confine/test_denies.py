@@ -34,6 +34,7 @@ from cowork_nsrun import (
     popen,
     run,
 )
+from cowork_nsrun.cli import main
 from cowork_nsrun.denies import PLACEHOLDER_MODE
 from cowork_nsrun.spec import PROTECTED
 
@@ -431,6 +432,16 @@ def test_a_pool_keeps_them(place: Path) -> None:
             assert result.returncode
             assert result.stdout == ""
     assert not (place / ".vscode").exists()
+
+
+def test_the_command_line_has_them(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = "cat secret; echo > .git/config; echo > .vscode; echo > /new; echo done > made"
+    words = ["run", "--quiet", "--workspace", str(place), "--protect", "--landlock"]
+    words += ["--deny-read", f"{place}/sec*", "--deny-write", f"{place}/plain", "--"]
+    assert main([*words, "sh", "-c", script + "; echo > plain"]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 5
+    assert (place / "made").read_text() == "done\n"
+    assert tree(place) == tree(place) | {"plain": "content of plain"}
 
 
 # --- a neighbour outside ---------------------------------------------------------------------

@@ -211,6 +211,13 @@ def test_environment_and_session(runner: Runner) -> None:
     assert runner.run([*UNCONFINED, "sh", "-c", script], env=env).stdout.startswith("/a/bkept")
 
 
+def test_what_landlock_does_not_know(runner: Runner, place: Place) -> None:
+    """As docs/backends.md says: names and modes are not held back."""
+    words = (*HOST, *shown(place), "sh", "-c", f"stat {place.secret} && chmod 777 {place.secret}")
+    assert runner.run(words).status == 0
+    assert place.secret.stat().st_mode & 0o777 == 0o777
+
+
 # --- what can't be had ----------------------------------------------------------------------
 
 REFUSED = {
@@ -382,6 +389,20 @@ def test_the_reaper_s_death_is_the_end(runner: Runner, marker: str) -> None:
     os.kill(int(tasks[0]), signal.SIGKILL)
     assert collect(process).status == 137
     assert marked(marker) == []
+
+
+def test_killed_at_any_time(runner: Runner, ground: Path, marker: str) -> None:
+    """No process, no temporary directory, whenever the monitor dies."""
+    words = [*HOST, "--private-tmp", "sh", "-c", DAEMON + "sleep 500"]
+    for step in range(40):
+        process = runner.popen(words, marker=marker, env={"TMPDIR": str(ground)})
+        time.sleep(step * 0.0003)
+        process.kill()
+        process.communicate()
+    assert becomes(lambda: marked(marker) == [])
+    # made just before there was a second process to remove it
+    left = [path for path in ground.iterdir() if list(path.iterdir())]
+    assert left == []
 
 
 def test_time_ends_it(runner: Runner, marker: str) -> None:
