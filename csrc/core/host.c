@@ -34,6 +34,13 @@
 
 enum { MAX_TREE = 1 << 15 };
 
+/* Away from what runs in namespaces touch, as in main.c. */
+static struct {
+	int pids[MAX_TREE];
+	int parents[MAX_TREE];
+	char tmp[NSR_PATH_MAX];
+} cold __attribute__((section(".cold_bss,\"aw\",@nobits#")));
+
 /* --- what no Landlock rule can say ----------------------------------------------------- */
 
 #define STATEMENT(code, k) { code, 0, 0, k }
@@ -130,7 +137,7 @@ static int own_children(int *pids, int room)
 /* Until there are none; what they leave behind becomes ours with their end. */
 static void kill_children(struct nsr_record *used)
 {
-	static int pids[MAX_TREE];
+	int *pids = cold.pids;
 	struct timespec pause = { 0, 200000 };
 	struct rusage usage;
 
@@ -193,7 +200,7 @@ static int children_of(int pid, int *pids, int room)
 
 static void signal_all(int number)
 {
-	static int pids[MAX_TREE], parents[MAX_TREE];
+	int *pids = cold.pids, *parents = cold.parents;
 	int self = getpid(), n = own_children(pids, MAX_TREE);
 
 	for (int i = 0; i < n; i++)
@@ -515,7 +522,7 @@ static int start(struct nsr_plan *plan, struct nsr_ctx *ctx, const char *tmp,
 
 int nsr_run_host(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
-	static char tmp[NSR_PATH_MAX];
+	char *tmp = cold.tmp;
 	pid_t parent = getppid();
 	pid_t pid = -1;
 
