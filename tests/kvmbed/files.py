@@ -22,6 +22,7 @@ PACKAGES = (
     "libc6-dev",
     "libcap2-bin",
     "make",
+    "man-db",
     "mount",
     "musl-tools",
     "passwd",
@@ -35,9 +36,10 @@ GENERATED = (
 )
 #: links from / into /usr, where there are any
 TOP = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+#: the directories themselves are kept
 USELESS = re.compile(
-    r"/usr/share/(doc|doc-base|info|locale|man|icons|lintian|bug|zoneinfo|gitweb)(/|$)"
-    r"|/usr/lib/valgrind|/usr/lib/systemd/system/|/etc/(g?shadow|ssh|sudoers)"
+    r"/usr/share/(doc|doc-base|info|locale|man|icons|lintian|bug|gitweb)/."
+    r"|/usr/lib/systemd/system/|/etc/(g?shadow|ssh|sudoers)"
 )
 USELESS_PYTHON = {"test", "tests", "site-packages", "idlelib", "turtledemo", "lib2to3", "ensurepip"}
 
@@ -53,7 +55,9 @@ def _names(relation: str) -> Iterator[list[str]]:
 
 
 def _with_dependencies(wanted: Iterable[str]) -> set[str]:
-    fields = "${Package}\t${db:Status-Status}\t${Essential}\t${Provides}\t${Pre-Depends},${Depends}\n"
+    fields = (
+        "${Package}\t${db:Status-Status}\t${Essential}\t${Provides}\t${Pre-Depends},${Depends}\n"
+    )
     needs: dict[str, str] = {}
     provided: dict[str, str] = {}
     todo = deque(wanted)
@@ -113,7 +117,11 @@ def _python() -> Iterator[Path]:
     base = Path(sys.base_prefix).resolve()
     if base.is_relative_to("/usr") and not base.is_relative_to("/usr/local"):
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        roots = [Path("/usr/bin") / version, Path("/usr/lib") / version, Path("/usr/include") / version]
+        roots = [
+            Path("/usr/bin") / version,
+            Path("/usr/lib") / version,
+            Path("/usr/include") / version,
+        ]
     else:
         roots = [base]
     found = [

@@ -43,13 +43,13 @@ def key(files: Mapping[Path, Path]) -> str:
     """A digest of the names, owners, sizes and times of source files by guest path."""
     digest = hashlib.sha256(RECIPE.encode())
     for path, source in sorted(files.items()):
-        is_link = source.is_symlink()
         stat = source.lstat()
-        words = (path, stat.st_mode, stat.st_uid, stat.st_gid)
-        if is_link:
-            words += (os.readlink(source),)
+        content: tuple[object, ...] = ()
+        if source.is_symlink():
+            content = (os.readlink(source),)
         elif not source.is_dir():
-            words += (stat.st_size, stat.st_mtime_ns)
+            content = (stat.st_size, stat.st_mtime_ns)
+        words = (str(path), stat.st_mode, stat.st_uid, stat.st_gid, *content)
         digest.update(repr(words).encode())
     return digest.hexdigest()[:16]
 

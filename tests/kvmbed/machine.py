@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ CACHE = ROOT / "build" / "kvmbed"
 TIMED_OUT = 124
 BROKEN = 125
 POLL_S = 0.5
-TAIL_LINES = 40
+TAIL_LINES = 80
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Bed:
                 found.append(image)
         return found
 
-    def run(self, job: Job, output: BinaryIO) -> int:
-        """Run a job to its end, its output streamed: its exit status, TIMED_OUT or BROKEN."""
+    def run(self, job: Job, *outputs: BinaryIO) -> int:
+        """Run a job, its output streamed to each file: its exit status, TIMED_OUT or BROKEN."""
         begin = time.monotonic()
         with contextlib.ExitStack() as stack:
             channels = Channels(stack)
@@ -88,7 +88,7 @@ class Bed:
             messages = channels.memory("messages")
             qemu = stack.enter_context(_started(command, channels.fds, messages))
             channels.theirs.close()
-            in_time = _stream(channels.ours, output, started + job.timeout_s)
+            in_time = _stream(channels.ours, outputs, started + job.timeout_s)
             if not in_time:
                 qemu.kill()
             qemu.wait()
@@ -126,6 +126,7 @@ class Bed:
             "TERM": "dumb",
             "COLUMNS": "100",
             "NSRUN_KVMBED": "inside",
+            "BED_DELEGATED": settings["DELEGATED"],
             "RESULTS": "/run/results",
             **job.environment,
         }
@@ -202,7 +203,7 @@ class Channels:
                 archive.extractall(directory, filter="data")
 
 
-def _stream(source: socket.socket, output: BinaryIO, deadline: float) -> bool:
+def _stream(source: socket.socket, outputs: Iterable[BinaryIO], deadline: float) -> bool:
     """Copy until the end; False when the deadline came first."""
     source.settimeout(POLL_S)
     while time.monotonic() < deadline:
@@ -212,8 +213,9 @@ def _stream(source: socket.socket, output: BinaryIO, deadline: float) -> bool:
             continue
         if not data:
             return True
-        output.write(data)
-        output.flush()
+        for output in outputs:
+            output.write(data)
+            output.flush()
     return False
 
 
