@@ -138,12 +138,25 @@ def _python() -> Iterator[Path]:
         yield from _chain(_real(library))
 
 
+def _alternatives(found: set[Path]) -> list[Path]:
+    """Links as /usr/bin/awk, where what they lead to is there."""
+    links = [path for top in ("/usr/bin", "/usr/sbin") for path in Path(top).iterdir()]
+    return [
+        path
+        for path in links
+        if path.is_symlink()
+        and str(path.readlink()).startswith("/etc/alternatives/")
+        and path.resolve() in found
+    ]
+
+
 def system() -> set[Path]:
     """The operating system that the tests need, as absolute paths of this machine."""
     found = {*_packages(), *_python()}
     for name in GENERATED:
         found.update(part for path in walk(Path(name)) for part in _chain(path))
     found.update(path for path in map(Path, TOP) if path.is_symlink())
+    found.update(_alternatives(found))
     return {path for path in found if os.path.lexists(path)}
 
 
