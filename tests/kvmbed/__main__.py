@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .machine import Bed, Job, end_on_signals
+from .machine import Bed, Job, end_on_signals, reported
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def main() -> int:
         results=options.results,
     )
     end_on_signals()
-    return Bed().run(job, sys.stdout.buffer)
+    return reported(lambda: Bed().run(job, sys.stdout.buffer))
 
 
 if __name__ == "__main__":

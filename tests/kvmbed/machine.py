@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -56,8 +56,11 @@ class Bed:
     def __init__(self) -> None:
         self.kernel = initramfs.Kernel(CACHE / "kernel")
 
-    def images(self) -> list[Path]:
-        """The system's and the tree's; a changed source makes only the latter anew."""
+    def open_images(self, channels: Channels) -> list[int]:
+        """The system's and the tree's; a changed source makes only the latter anew.
+
+        Opened, since another run may remove what this one has not used for long.
+        """
         modules = {
             # /lib may be a link
             Path("/lib").resolve() / path.relative_to(CACHE / "kernel" / "lib"): path
@@ -74,7 +77,7 @@ class Bed:
                 if made:
                     size = image.stat().st_blocks * 512 >> 20
                     say(f"made {image.name}, {size} MiB, {time.monotonic() - begin:.1f} s")
-                found.append(image)
+                found.append(channels.file(image.name, image.open("rb")))
         return found
 
     def run(self, job: Job, *outputs: BinaryIO) -> int:
@@ -83,7 +86,7 @@ class Bed:
         with contextlib.ExitStack() as stack:
             channels = Channels(stack)
             initial = channels.memory("initrd", self._initramfs(job))
-            command = self._qemu(job, self.images(), initial, channels)
+            command = self._qemu(job, self.open_images(channels), initial, channels)
             started = time.monotonic()
             messages = channels.memory("messages")
             qemu = stack.enter_context(_started(command, channels.fds, messages))
@@ -137,7 +140,7 @@ class Bed:
         lines = (f"{name}={shlex.quote(value)}" for name, value in settings.items())
         return initramfs.initramfs(self.kernel, HERE, "\n".join(lines) + "\n", command + "\n")
 
-    def _qemu(self, job: Job, disks: list[Path], initial: int, channels: Channels) -> list[str]:
+    def _qemu(self, job: Job, disks: list[int], initial: int, channels: Channels) -> list[str]:
         words = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
         # one processor: with two a guest of the guest hangs (QEMU 7.2)
         words += ["-M", "q35", "-accel", "tcg,thread=single", "-cpu", "EPYC,+svm", "-smp", "1"]
@@ -148,7 +151,10 @@ class Bed:
         words += ["-serial", "chardev:console"]
         for disk in disks:
             # changes go to a file without a name
-            words += ["-drive", f"if=virtio,format=raw,snapshot=on,cache=unsafe,file={disk}"]
+            words += [
+                "-drive",
+                f"if=virtio,format=raw,snapshot=on,cache=unsafe,file=/dev/fd/{disk}",
+            ]
         words += ["-device", "virtio-serial-pci"]
         words += ["-chardev", f"socket,id=output,fd={channels.theirs.fileno()}"]
         for name in ("results", "status"):
@@ -167,10 +173,14 @@ class Channels:
         self._files: dict[str, BinaryIO] = {}
 
     def memory(self, name: str, content: bytes = b"") -> int:
-        file = self._stack.enter_context(os.fdopen(os.memfd_create(name), "w+b"))
+        file = os.fdopen(os.memfd_create(name), "w+b")
         file.write(content)
         file.flush()
-        self._files[name] = file
+        return self.file(name, file)
+
+    def file(self, name: str, file: BinaryIO) -> int:
+        """Keep a file open until the end of the run, and hand it to QEMU."""
+        self._files[name] = self._stack.enter_context(file)
         return file.fileno()
 
     @property
@@ -249,6 +259,18 @@ def say(text: str) -> None:
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+def reported(work: Callable[[], int]) -> int:
+    """What the work returns; BROKEN, with one line, for what it lacks or can't do."""
+    try:
+        return work()
+    except subprocess.CalledProcessError as error:
+        said = str(error.stderr or "see above").strip()
+        say(f"{error.cmd[0]}: status {error.returncode}: {said}")
+    except (OSError, LookupError, tarfile.TarError) as error:
+        say(f"{type(error).__name__}: {error}")
+    return BROKEN
 
 
 def end_on_signals() -> None:

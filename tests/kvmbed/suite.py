@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .machine import CACHE, ROOT, Bed, Job, end_on_signals, say
+from .machine import CACHE, ROOT, Bed, Job, end_on_signals, reported, say
 
 RESULTS = CACHE / "results"
 PYTEST = (".venv/bin/pytest", "-p", "no:cacheprovider", "--color=no")
 USER = 1000
 LIMITS = "tests/python/test_limits.py"
+FEW = {"NSRUN_HYPOTHESIS_EXAMPLES": "4"}
 NO_USERNS = ("kernel.unprivileged_userns_clone=0",)
 
 
@@ -40,6 +41,9 @@ STEPS = (
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
+    # samples: all would take 4 and 20 minutes
+    Step("hostile-root", ("tests/hostile", "--every=2")),
+    Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),
 )
 
 
@@ -85,7 +89,8 @@ def run(bed: Bed, step: Step) -> Outcome:
     results.mkdir(parents=True)
     begin = time.monotonic()
     if step.where is None:
-        command = [*PYTEST, *step.tests, f"--junitxml={results}/junit.xml"]
+        command = ["setpriv", "--pdeathsig", "TERM", *PYTEST, *step.tests]
+        command.append(f"--junitxml={results}/junit.xml")
         environment = {**os.environ, "NSRUN_KVMBED": "outside"}
         status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     else:
@@ -97,7 +102,7 @@ def in_bed(bed: Bed, step: Step, where: Job, results: Path) -> int:
     command = (*PYTEST, *step.tests, "--junitxml=/run/results/junit.xml")
     job = Job(**{**vars(where), "command": command, "results": results})
     with open(results / "output.log", "wb") as log:
-        return bed.run(job, sys.stdout.buffer, log)
+        return reported(lambda: bed.run(job, sys.stdout.buffer, log))
 
 
 def main() -> int:
@@ -120,4 +125,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reported(main))

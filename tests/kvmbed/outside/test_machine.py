@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-RUN = ROOT / "tests" / "kvmbed" / "run"
+# dies with the tests, so that they leave nothing either
+RUN = ("setpriv", "--pdeathsig", "KILL", str(ROOT / "tests" / "kvmbed" / "run"))
 CACHE = ROOT / "build" / "kvmbed"
 START_S = 120
 
 
 def bed(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [RUN, *words], capture_output=True, text=True, check=False, timeout=START_S
+        [*RUN, *words], capture_output=True, text=True, check=False, timeout=START_S
     )
 
 
@@ -77,7 +78,7 @@ def test_dead_kernel_is_an_error_with_its_last_words() -> None:
 @pytest.fixture
 def running() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [RUN, "--", "sh", "-c", "echo begun; sleep 1000"], stdout=subprocess.PIPE, text=True
+        [*RUN, "--", "sh", "-c", "echo begun; sleep 1000"], stdout=subprocess.PIPE, text=True
     )
     try:
         yield process
