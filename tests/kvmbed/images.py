@@ -13,6 +13,8 @@ from pathlib import Path
 
 #: part of every key: another way to make images makes other images
 RECIPE = "1"
+#: written anew whenever a package is installed; what it says of the files here stays true
+VOLATILE = frozenset([Path("/etc/ld.so.cache")])
 FREE = 2 << 30
 #: kept of each kind, so that two trees that share a cache don't rebuild in turns
 KEPT = 2
@@ -127,7 +129,8 @@ def _with_sbin() -> dict[str, str]:
 
 def cached(cache: Path, kind: str, files: Mapping[Path, Path]) -> tuple[Path, bool]:
     """The image of these files (guest path to source), and whether it was made now."""
-    image = cache / f"{kind}-{key(files)}.ext4"
+    steady = {path: source for path, source in files.items() if path not in VOLATILE}
+    image = cache / f"{kind}-{key(steady)}.ext4"
     if image.exists():
         os.utime(image)
         return image, False
