@@ -227,7 +227,7 @@ async def _first(
     candidates: list[Candidate], host: Host, port: int, seconds: float
 ) -> tuple[Stream, Candidate]:
     """The first address that answers; each gets an equal share of the time."""
-    last = OSError(0, "it has no address")
+    last = OSError("it has no address")
     for candidate in candidates:
         try:
             async with asyncio.timeout(seconds / len(candidates)):
@@ -236,9 +236,10 @@ async def _first(
             last = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         except OSError as error:
             last = error
-    raise Unreachable(
-        f"{host_text(host, port)} can't be reached: {last.strerror}", errno=last.errno or 0
-    )
+    number = last.errno or 0
+    # asyncio puts other words in strerror
+    why = os.strerror(number) if number else str(last)
+    raise Unreachable(f"{host_text(host, port)} can't be reached: {why}", errno=number)
 
 
 async def _open(address: Address, port: int) -> Stream:

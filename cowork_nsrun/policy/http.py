@@ -108,9 +108,9 @@ def check_framing(request: h11.Request) -> None:
         raise BadRequestError(400, "CONNECT has no body")
 
 
-def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The headers that are meant for the other end."""
-    headers = list(headers)
+def end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse) -> Headers:
+    """The headers that are meant for the other end, in the case they were written in."""
+    headers: Headers = message.headers.raw_items()
     dropped = set(HOP_BY_HOP)
     for value in _named(headers, b"connection"):
         dropped.update(token.strip().lower() for token in value.split(b","))
@@ -120,7 +120,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 
 def request_headers(request: h11.Request, authority: bytes) -> Headers:
     """The headers that the origin gets: Host is what the URL says."""
-    rest = [item for item in end_to_end(request.headers) if item[0].lower() != b"host"]
+    rest = [item for item in end_to_end(request) if item[0].lower() != b"host"]
     headers = [(b"Host", authority), *rest, (b"Via", VIA), (b"Connection", b"close")]
     if _named(request.headers, b"transfer-encoding"):
         headers.append((b"Transfer-Encoding", b"chunked"))
@@ -129,7 +129,7 @@ def request_headers(request: h11.Request, authority: bytes) -> Headers:
 
 def response_headers(response: h11.Response | h11.InformationalResponse) -> Headers:
     """The headers that the sandbox gets; h11 adds the framing."""
-    headers = end_to_end(response.headers)
+    headers = end_to_end(response)
     if _named(response.headers, b"transfer-encoding"):
         # which counts, where both are there
         headers = [item for item in headers if item[0].lower() != b"content-length"]
