@@ -216,7 +216,7 @@ async def _addresses(resolver: Resolver, host: Host) -> list[Address]:
     try:
         found = await resolver(host)
     except OSError as error:
-        raise Unreachable(f"{host} could not be looked up: {error.strerror}") from error
+        raise Unreachable(f"{host} could not be looked up: {error.strerror or error}") from error
     return [plain(address) for address in found[:ADDRESSES_MAX]]
 
 

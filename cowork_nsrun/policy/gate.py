@@ -95,7 +95,7 @@ class Gate:
             host = parse_host(wish.host)
         except HostError as error:
             verdict = Verdict(False, None, f"that is no host: {error}")
-            self._tell(wish, ascii(wish.host)[1 : NAME_MAX + 1], verdict)
+            self._tell(wish, ascii(wish.host[:NAME_MAX])[1:-1], verdict)
             raise Refused(verdict) from None
         try:
             outbound = await self._connect(wish, host)

@@ -203,7 +203,7 @@ class HttpSession:
             return
         self._session.outbound = outbound
         self._client.unread(self._http.trailing_data[0])
-        await self._client.send(ESTABLISHED)
+        await self._say(ESTABLISHED)
         gate = self._gate
         await relay(
             self._client,
@@ -337,7 +337,15 @@ class HttpSession:
         ]
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             raise ConnectionResetError("an answer is under way")
-        await self._send(h11.Response(status_code=status, headers=headers))
-        await self._send(h11.Data(data=body))
-        await self._send(h11.EndOfMessage())
+        events: list[h11.Event] = [
+            h11.Response(status_code=status, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ]
+        await self._say(b"".join(self._http.send(event) or b"" for event in events))
         await self._client.linger()
+
+    async def _say(self, data: bytes) -> None:
+        """Something short of the proxy's own; a client that does not read is given up."""
+        async with asyncio.timeout(self._gate.limits.header_seconds):
+            await self._client.send(data)

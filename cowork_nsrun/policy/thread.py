@@ -13,11 +13,14 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
+from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.policy.decisions import Counters, EgressLimits
 from cowork_nsrun.policy.dial import Resolver, Upstream
 from cowork_nsrun.policy.gate import OnDecision
 from cowork_nsrun.policy.proxy import EgressProxy, unix_listener
 from cowork_nsrun.policy.rules import EgressRules
+
+Started = Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]]
 
 
 class EgressThread:
@@ -33,7 +36,7 @@ class EgressThread:
         on_decision: called in the thread; as for :class:`EgressProxy`, like the rest.
 
     Raises:
-        NsrunError: the path can't be listened on.
+        NsrunError: the path can't be listened on, or there is no room for a thread or a loop.
         SpecError: the upstream's URL is wrong.
     """
 
@@ -65,16 +68,30 @@ class EgressThread:
                 self._listeners.append(unix_listener(path))
                 stack.callback(self._remove, path)
             self._undo = stack.pop_all()
-        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+        started: Started = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main(started)), name="nsrun-egress", daemon=True
+            target=self._run, args=[started], name="nsrun-egress", daemon=True
         )
-        self._thread.start()
-        self._loop, self._task = started.result()
+        try:
+            self._thread.start()
+            self._loop, self._task = started.result()
+        except (OSError, RuntimeError) as error:
+            for listener in self._listeners:
+                listener.close()
+            self._undo.close()
+            raise NsrunError(
+                f"the egress proxy can't start: {error}", errno=getattr(error, "errno", 0) or 0
+            ) from error
 
-    async def _main(
-        self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]]
-    ) -> None:
+    def _run(self, started: Started) -> None:
+        try:
+            asyncio.run(self._main(started))
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    async def _main(self, started: Started) -> None:
         task = asyncio.create_task(self._proxy.serve(self._listeners))
         started.set_result((asyncio.get_running_loop(), task))
         await asyncio.wait({task})

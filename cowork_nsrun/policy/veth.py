@@ -122,8 +122,8 @@ def _failed(error: Any) -> NsrunError:
 def _check_namespace(fd: int) -> None:
     try:
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
-    except OSError as error:
-        raise SpecError("Veth.netns_fd", f"{fd} is no namespace: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise SpecError("Veth.netns_fd", f"{fd} is no namespace: {error}") from None
     if kind != CLONE_NEWNET:
         raise SpecError("Veth.netns_fd", f"{fd} is a namespace of another kind")
     if os.path.samestat(os.fstat(fd), os.stat("/proc/thread-self/ns/net")):
@@ -131,7 +131,7 @@ def _check_namespace(fd: int) -> None:
 
 
 def _two_hosts(network: IPv4Network) -> tuple[IPv4Interface, IPv4Interface]:
-    hosts = network.hosts()
+    hosts = iter(network.hosts())
     pair = [next(hosts, None), next(hosts, None)]
     if None in pair:
         raise SpecError("Veth.network", f"{network} has no room for two hosts")

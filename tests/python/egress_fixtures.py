@@ -42,13 +42,17 @@ class Names:
 
 @contextmanager
 def inside(
-    command: Sequence[str], env: Mapping[str, str], *, cwd: Path | None = None
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    cwd: Path | None = None,
+    helper: Sequence[str] = (sys.executable, str(INSIDE)),
 ) -> Iterator[tuple[subprocess.Popen[bytes], list[socket.socket], Callable[[], None]]]:
     """A command in a network namespace of its own, its listeners, and what lets it start."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
-            ["unshare", "-rn", sys.executable, str(INSIDE), str(theirs.fileno()), *command],
+            ["unshare", "-rn", *helper, str(theirs.fileno()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -93,16 +97,14 @@ def run_inside(
     names: Names | None = None,
     *,
     cwd: Path | None = None,
-    **env: str,
+    helper: Sequence[str] = (sys.executable, str(INSIDE)),
 ) -> Ran:
     """Run a command that has no network but the proxy."""
     decisions: list[Decision] = []
-    variables = clean_environment(**environment(), **env)
+    variables = clean_environment(**environment())
     with (
-        inside(command, variables, cwd=cwd) as (process, listeners, go),
-        EgressThread(
-            rules, listeners, resolver=names or Names(), on_decision=decisions.append
-        ),
+        inside(command, variables, cwd=cwd, helper=helper) as (process, listeners, go),
+        EgressThread(rules, listeners, resolver=names or Names(), on_decision=decisions.append),
     ):
         go()
         output, _none = process.communicate(timeout=WAIT)

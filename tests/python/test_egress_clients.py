@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
-from egress_fixtures import Names, Ran, clean_environment, run_inside
+from egress_fixtures import INSIDE, Names, Ran, clean_environment, run_inside
 
 from cowork_nsrun.policy import EgressRules, Rule
 
 ALLOWED = EgressRules(allow=[Rule("server.test", allow_private=True)])
 PYTHON = sys.executable
 Lack = Callable[[str], NoReturn]
+AsUser = Callable[[Callable[[], Any]], Any]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -92,6 +93,24 @@ def test_curl_is_told_what_to_allow(site: Site) -> None:
     assert f'add "other.test:{site.port}" to the allow rules' in ran.output
 
 
+def test_as_another_user(site: Site, as_user: AsUser, shared: Path, lack: Lack) -> None:
+    python = shutil.which("python3", path="/usr/bin:/bin")
+    if python is None:
+        lack("no python3 of the system: the egress proxy as another user")
+    copy = shared / INSIDE.name
+    copy.write_bytes(INSIDE.read_bytes())
+    copy.chmod(0o644)
+
+    def curl(host: str) -> tuple[str, list[bool]]:
+        ran = run_inside(
+            ["curl", "-sS", site.url("hello", host)], ALLOWED, names(), helper=[python, str(copy)]
+        )
+        return ran.output, [decision.allowed for decision in ran.decisions]
+
+    assert as_user(lambda: curl("server.test")) == ("hello from outside\n", [True])
+    assert as_user(lambda: curl("other.test"))[1] == [False]
+
+
 def git(*words: str, cwd: Path) -> None:
     author = {f"GIT_{role}_{what}": "a@test" for role in ("AUTHOR", "COMMITTER")
               for what in ("NAME", "EMAIL")}  # fmt: skip
@@ -123,7 +142,9 @@ def make_wheel(directory: Path) -> str:
     info = "demo_package-1.0.dist-info"
     with zipfile.ZipFile(directory / name, "w") as wheel:
         wheel.writestr("demo_package.py", "VALUE = 1\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: demo-package\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: demo-package\nVersion: 1.0\n"
+        )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\n"
                        "Tag: py3-none-any\n")  # fmt: skip
         wheel.writestr(f"{info}/RECORD", "")
@@ -228,8 +249,7 @@ class Targets:
 
     def __init__(self, host: str, port: int, udp: int, abstract: str) -> None:
         self.prelude = (
-            "import socket\n"
-            f"HOST, PORT, UDP, ABSTRACT = {host!r}, {port}, {udp}, {abstract!r}\n"
+            f"import socket\nHOST, PORT, UDP, ABSTRACT = {host!r}, {port}, {udp}, {abstract!r}\n"
         )
 
 
@@ -283,9 +303,7 @@ def test_attacks(targets: Targets, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ATTACKS)
-def test_the_same_attacks_succeed_with_a_network(
-    targets: Targets, case: str, lack: Lack
-) -> None:
+def test_the_same_attacks_succeed_with_a_network(targets: Targets, case: str, lack: Lack) -> None:
     """The control: what the sandbox is kept from is there."""
     if case.startswith("raw") and os.geteuid():
         lack("raw sockets on the host take root: their control")
@@ -293,6 +311,33 @@ def test_the_same_attacks_succeed_with_a_network(
         [PYTHON, "-c", script(targets, case)], capture_output=True, text=True, check=False
     )
     assert "REACHED" in done.stdout, done
+
+
+THIS_MACHINE = """
+import os, socket, subprocess, sys
+from cowork_nsrun.policy import EgressRules, EgressThread
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+subprocess.run(["ip", "address", "add", "8.8.4.4/32", "dev", "lo"], check=True)
+server = socket.create_server(("0.0.0.0", 0))
+port = server.getsockname()[1]
+for rule in ("*", "8.8.4.0/24", "8.8.4.4"):
+    listener = socket.create_server(("127.0.0.1", 0))
+    with EgressThread(EgressRules(allow=[rule]), [listener]):
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"CONNECT 8.8.4.4:%d HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n" % port)
+            print(client.recv(12).decode())
+"""
+
+
+def test_the_hosts_public_address_is_refused() -> None:
+    done = subprocess.run(
+        ["unshare", "-rn", PYTHON, "-P", "-c", THIS_MACHINE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answers = ["HTTP/1.1 403", "HTTP/1.1 403", "HTTP/1.1 200"]
+    assert done.stdout.splitlines() == answers, done
 
 
 def test_the_host_behind_the_proxy_is_refused(targets: Targets) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import resource
 import socket
 import struct
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from egress_fixtures import (
@@ -38,6 +40,8 @@ from cowork_nsrun.policy import (
     Rule,
     unix_listener,
 )
+
+InChild = Callable[[Callable[[], Any]], Any]
 
 MIB = 1 << 20
 HUGE = 64 * MIB
@@ -859,9 +863,8 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 
 def test_a_left_over_socket_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "proxy.sock"
-    with unix_listener(path):
-        with pytest.raises(NsrunError, match="in use"):
-            unix_listener(path)
+    with unix_listener(path), pytest.raises(NsrunError, match="in use"):
+        unix_listener(path)
     assert path.exists()
     with EgressThread(EgressRules(), path=path):
         pass
@@ -958,3 +961,49 @@ def test_an_upstream_that_refuses(caplog: pytest.LogCaptureFixture) -> None:
             got = proxy.ask(b"CONNECT 127.0.0.1:443 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert got.startswith(b"HTTP/1.1 403 ")
     assert "hidden" not in caplog.text
+
+
+# --- a lack of descriptors ------------------------------------------------------------------
+
+
+def no_more_fds() -> tuple[int, int]:
+    """Let no descriptor be opened; returns the limits from before."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/dev/null", "rb") as lowest:
+        limit = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    return before
+
+
+def test_it_serves_again_when_there_are_descriptors(in_child: InChild) -> None:
+    def main() -> tuple[bytes, bytes]:
+        with Proxied(EgressRules()) as proxy, socket.socket() as sock:
+            sock.settimeout(0.2)
+            before = no_more_fds()
+            sock.connect(("127.0.0.1", proxy.port))
+            sock.sendall(b"CONNECT a.test:1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            try:
+                early = sock.recv(1)
+            except TimeoutError:
+                early = b""
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            sock.settimeout(WAIT)
+            return early, sock.recv(12)
+
+    assert in_child(main) == (b"", b"HTTP/1.1 403")
+
+
+def test_a_thread_that_can_not_start_says_so(in_child: InChild) -> None:
+    def main() -> tuple[str, int]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        no_more_fds()
+        try:
+            EgressThread(EgressRules(), [listener])
+        except NsrunError as error:
+            return error.text, listener.fileno()
+        return "started", 0
+
+    text, fd = in_child(main)
+    assert "can't start" in text
+    assert "open files" in text
+    assert fd == -1
