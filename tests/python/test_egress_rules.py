@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from cowork_nsrun import SpecError
 from cowork_nsrun.policy import EgressLimits, EgressRules, Rule, Upstream, environment, socks
 from cowork_nsrun.policy.hosts import HostError, is_special, kind_of, parse_host
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "egress.md"
 NAMES = st.from_regex(
     r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?(\.[a-z]([a-z0-9-]{0,8}[a-z0-9])?){1,4}", fullmatch=True
 )
@@ -371,3 +374,22 @@ def test_an_upstreams_password_is_never_shown() -> None:
         assert "secret" not in str(caught.value)
     assert Upstream.from_environment({}) is None
     assert Upstream.from_environment({"HTTPS_PROXY": "http://h:1"}) == Upstream("http://h:1")
+
+
+ROW = re.compile(r"^\| `([^`]+)` \| ((?:`[^`]+` ?)+)\| ((?:`[^`]+` ?)+)\|$", re.M)
+
+
+def test_the_documents_examples() -> None:
+    rows = ROW.findall(DOCUMENT.read_text())
+    assert len(rows) == 10
+    for rule, does, does_not in rows:
+        rules = EgressRules(allow=[rule])
+        for text, expected in ((does, True), (does_not, False)):
+            for target in re.findall(r"`\[?([^`]+?)\]?:(\d+)`", text):
+                host, port = parse_host(target[0]), int(target[1])
+                address = host if not isinstance(host, str) else ip_address("8.8.8.8")
+                allowed = (
+                    rules.check(host, port).allowed
+                    and rules.check_address(host, port, address).allowed
+                )
+                assert allowed is expected, (rule, target)
