@@ -10,6 +10,7 @@ import resource
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -208,6 +209,19 @@ def test_plain_http_is_written_anew(proxy: Proxied) -> None:
     for word in (b"evil", b"X-Hop", b"Proxy-", b"TE:", b"Upgrade", b"secret"):
         assert word.lower() not in head.lower()
     assert body == b"3\r\nabc\r\n0\r\n\r\n"
+    counters = proxy.thread.counters
+    assert (counters.sent, counters.received) == (len(request), 2)
+
+
+def test_a_connection_header_takes_no_length_away(proxy: Proxied) -> None:
+    recorder = Recorder()
+    with server(recorder) as port:
+        answer = proxy.ask(
+            f"POST http://server.test:{port}/ HTTP/1.1\r\nHost: x\r\n"
+            "Connection: close, Content-Length\r\nContent-Length: 4\r\n\r\nbody".encode()
+        )
+    assert answer.endswith(b"ok")
+    assert recorder.requests[0].endswith(b"\r\n\r\nbody")
 
 
 def test_each_request_of_a_connection_is_checked(proxy: Proxied) -> None:
@@ -287,6 +301,38 @@ def test_an_answer_cut_short_does_not_look_complete(proxy: Proxied) -> None:
         sock.sendall(f"GET http://server.test:{port}/ HTTP/1.0\r\n\r\n".encode())
         with pytest.raises(ConnectionResetError):
             read_all(sock)
+
+
+@pytest.mark.parametrize("tail", [b"3\r\nabcXX", b"zz\r\n", b"3\r\nab"])
+def test_a_body_that_breaks_off_ends_both_sides(proxy: Proxied, tail: bytes) -> None:
+    ended = threading.Event()
+
+    def wait_for_the_rest(sock: socket.socket) -> None:
+        try:
+            read_all(sock)
+        finally:
+            ended.set()
+
+    with server(wait_for_the_rest) as port, proxy.connect() as sock:
+        sock.sendall(
+            f"POST http://server.test:{port}/ HTTP/1.1\r\nHost: x\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n".encode()
+            + tail
+        )
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock).startswith(b"HTTP/1.1 400 ")
+        assert ended.wait(WAIT)
+
+
+def test_a_refusal_reaches_a_client_that_sends_on(proxy: Proxied) -> None:
+    with proxy.connect() as sock:
+        sock.sendall(
+            b"POST http://other.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: 524288\r\n\r\n"
+        )
+        assert sock.recv(12) == b"HTTP/1.1 403"
+        for _ in range(64):
+            sock.sendall(b"x" * (MIB // 128))
+        assert b"no rule allows other.test:80" in read_all(sock)
 
 
 def test_an_early_answer_reaches_a_client_that_still_sends(proxy: Proxied) -> None:
@@ -536,6 +582,31 @@ def test_slowloris() -> None:
             sock.sendall(b"x")
             assert read_exactly(sock, 1) == b"x"
         stop.set()
+
+
+def test_silence() -> None:
+    with (
+        Proxied(RULES, names(), limits=EgressLimits(header_seconds=0.2)) as proxy,
+        proxy.connect() as sock,
+    ):
+        assert read_all(sock) == b""
+        with proxy.connect() as half:
+            half.sendall(b"\5\1")
+            with pytest.raises(ConnectionResetError):
+                read_all(half)
+
+
+def test_what_moves_is_not_idle() -> None:
+    with (
+        Proxied(RULES, names(), limits=EgressLimits(idle_seconds=2)) as proxy,
+        server(echo) as port,
+        proxy.tunnel(f"server.test:{port}") as sock,
+    ):
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            sock.sendall(b"x")
+            assert read_exactly(sock, 1) == b"x"
+            time.sleep(0.1)
 
 
 def test_idle_tunnels_are_reset() -> None:
