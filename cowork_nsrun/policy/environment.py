@@ -8,15 +8,15 @@ NO_PROXY = "localhost,127.0.0.1,::1"
 
 
 def environment(
-    http_port: int = HTTP_PORT, socks_port: int = SOCKS_PORT, *, socks: bool = True
+    http_port: int = HTTP_PORT, socks_port: int = SOCKS_PORT, *, socks: bool = False
 ) -> dict[str, str]:
     """The variables for a sandbox in which the proxy listens on 127.0.0.1.
 
     Arguments:
         http_port: port of the proxy for HTTP and HTTPS.
         socks_port: port of the proxy for everything else.
-        socks: set ALL_PROXY to ``socks5h``; without, to the HTTP proxy, for programs that fail
-            on SOCKS (Python's httpx without its ``socks`` extra).
+        socks: set ALL_PROXY to ``socks5h`` rather than to the HTTP proxy.  Some programs fail
+            then (Python's httpx without its ``socks`` extra).
     """
     http = f"http://127.0.0.1:{http_port}"
     everything = f"socks5h://127.0.0.1:{socks_port}" if socks else http

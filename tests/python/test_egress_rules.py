@@ -357,9 +357,10 @@ def test_environment() -> None:
     values = environment()
     for name in ("HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "http_proxy"):
         assert values[name] == "http://127.0.0.1:3128"
-    assert values["all_proxy"] == values["ALL_PROXY"] == "socks5h://127.0.0.1:1080"
+    assert values["all_proxy"] == values["ALL_PROXY"] == "http://127.0.0.1:3128"
     assert "localhost" in values["no_proxy"].split(",")
-    assert environment(8080, socks=False)["ALL_PROXY"] == "http://127.0.0.1:8080"
+    assert environment(8080)["ALL_PROXY"] == "http://127.0.0.1:8080"
+    assert environment(socks=True)["ALL_PROXY"] == "socks5h://127.0.0.1:1080"
 
 
 def test_an_upstreams_password_is_never_shown() -> None:
