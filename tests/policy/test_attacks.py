@@ -19,45 +19,48 @@ PROFILES = ("default", "nesting", "strict")
 ALL, NOT_NESTING, STRICT = set(PROFILES), {"default", "strict"}, {"strict"}
 X86 = platform.machine() == "x86_64"
 
+
+def each(words: str) -> list[str]:
+    return words.split()
+
+
 #: attempt: who refuses it, and with what
 ATTACKS: dict[str, tuple[set[str], int]] = {
-    **{
-        name: (NOT_NESTING, errno.EPERM)
-        for name in (
+    **dict.fromkeys(
+        each(
             "clone-user clone-net clone-user-high clone-many-high unshare-user unshare-mount "
             "unshare-time unshare-thread setns sethostname setdomainname mount umount2 pivot_root "
             "open_tree open_tree_attr move_mount mount_setattr fsopen fsconfig fsmount fspick "
             "fanotify_init fchmod-suid fchmodat-suid-high fchmodat2-suid openat-suid tmpfile-suid "
             "mknodat-suid mknodat-device mknodat-disk"
-        ).split()
-    },
+        ),
+        (NOT_NESTING, errno.EPERM),
+    ),
     "clone3-user": (NOT_NESTING, errno.ENOSYS),
     "openat2-suid": (NOT_NESTING, errno.ENOSYS),
-    **{
-        name: (ALL, errno.EPERM)
-        for name in (
+    **dict.fromkeys(
+        each(
             "bpf perf_event_open userfaultfd add_key request_key keyctl init_module finit_module "
             "delete_module kexec_load kexec_file_load reboot swapon swapoff acct quotactl "
             "settimeofday clock_settime syslog vhangup open_by_handle_at tiocsti tiocsti-high "
             "tiocsti-all-high tioclinux tioclinux-high tiocsetd personality-exec "
             "personality-exec-high personality-exec-bit31"
-        ).split()
-    },
-    **{
-        name: (ALL, errno.ENOSYS)
-        for name in "io_uring_setup io_uring_enter io_uring_register lookup_dcookie".split()
-    },
-    **{
-        name: (ALL, errno.EAFNOSUPPORT)
-        for name in "af_alg af_packet af_packet-high af_vsock af_key".split()
-    },
-    **{
-        name: (STRICT, errno.EPERM)
-        for name in (
+        ),
+        (ALL, errno.EPERM),
+    ),
+    **dict.fromkeys(
+        each("io_uring_setup io_uring_enter io_uring_register lookup_dcookie"), (ALL, errno.ENOSYS)
+    ),
+    **dict.fromkeys(
+        each("af_alg af_packet af_packet-high af_vsock af_key"), (ALL, errno.EAFNOSUPPORT)
+    ),
+    **dict.fromkeys(
+        each(
             "chroot get_mempolicy move_pages adjtimex name_to_handle_at fchmod-sgid ptrace "
             "process_vm_readv process_vm_writev pidfd_getfd kcmp personality-fixed"
-        ).split()
-    },
+        ),
+        (STRICT, errno.EPERM),
+    ),
     "vmsplice": (STRICT, errno.ENOSYS),
     "netlink-events": (STRICT, errno.EPROTONOSUPPORT),
     "personality-query": (set(), 0),
@@ -76,16 +79,16 @@ if X86:
     }
 
 #: what works for anybody in a sandbox without a profile, so that a user's attempts mean something
-FOR_ANYBODY = (
+FOR_ANYBODY = each(
     "clone-user clone-user-high clone3-user unshare-user io_uring_setup keyctl add_key tiocsetd "
     "fchmod-suid openat-suid tmpfile-suid openat2-suid mknodat-suid ptrace process_vm_readv "
     "pidfd_getfd kcmp personality-exec personality-exec-bit31 netlink-events vmsplice"
-).split()
+)
 
-WORDS = (
+WORDS = each(
     "--ro-bind / / --dev /dev --proc /proc --tmpfs /tmp --unshare-pid --unshare-uts "
     "--unshare-ipc --unshare-net --new-session"
-).split()
+)
 Matrix = dict[str, dict[str, int]]
 
 
@@ -170,12 +173,12 @@ def test_table_has_no_call_without_an_attack() -> None:
 
 
 def nested(runner: Runner, profile: str, *command: str) -> Ended:
-    words = "--ro-bind / / --dev /dev --proc /proc --unshare-pid --unshare-user".split()
+    words = each("--ro-bind / / --dev /dev --proc /proc --unshare-pid --unshare-user")
     return runner.run([*words, "--seccomp-profile", profile, *command])
 
 
 # no own proc: root's outer one is covered in part, and then the kernel allows no other
-INNER = "--unshare-all --ro-bind / / --dev /dev --tmpfs /tmp".split()
+INNER = each("--unshare-all --ro-bind / / --dev /dev --tmpfs /tmp")
 
 
 @pytest.mark.parametrize("profile", ["none", "nesting", "default", "strict"])
@@ -242,7 +245,7 @@ def test_with_a_program_of_the_caller(runner: Runner, option: str, order: str) -
     fd = memfd(refuse_getpgid())
     profile, own = ["--seccomp-profile", "default"], [option, str(fd)]
     words = [*profile, *own] if order == "profile-first" else [*own, *profile]
-    base = "--ro-bind / / --proc /proc --unshare-pid".split()
+    base = each("--ro-bind / / --proc /proc --unshare-pid")
     try:
         ended = runner.run([*base, *words, "python3", "-c", LOOK], pass_fds=[fd])
     finally:
@@ -265,14 +268,14 @@ def test_both_kinds_are_refused_as_by_bwrap(runner: Runner) -> None:
 
 @pytest.mark.parametrize("extra", [[], ["--as-pid-1"], ["--die-with-parent"]], ids=str)
 def test_in_every_process_of_the_sandbox(runner: Runner, extra: list[str]) -> None:
-    base = "--ro-bind / / --proc /proc --unshare-pid --seccomp-profile strict".split()
+    base = each("--ro-bind / / --proc /proc --unshare-pid --seccomp-profile strict")
     script = "grep -h Seccomp: /proc/self/status /proc/1/status; exit 7"
     ended = runner.run([*base, *extra, "sh", "-c", script])
     assert (ended.status, ended.stdout) == (7, "Seccomp:\t2\n" * 2), ended
 
 
 def test_a_bwrap_command_line_gets_none_unless_it_asks(runner: Runner) -> None:
-    words = "--ro-bind / / --proc /proc --unshare-pid".split()
+    words = each("--ro-bind / / --proc /proc --unshare-pid")
     script = ["sh", "-c", "grep Seccomp: /proc/self/status"]
     assert runner.run([*words, *script]).stdout == "Seccomp:\t0\n"
     assert runner.run([*words, "--seccomp-profile", "none", *script]).stdout == "Seccomp:\t0\n"
@@ -280,7 +283,7 @@ def test_a_bwrap_command_line_gets_none_unless_it_asks(runner: Runner) -> None:
 
 @pytest.mark.parametrize("signal", ["TERM", "KILL", "INT"])
 def test_pid_1_still_reports_under_strict(runner: Runner, signal: str) -> None:
-    base = "--ro-bind / / --proc /proc --unshare-pid --seccomp-profile strict".split()
+    base = each("--ro-bind / / --proc /proc --unshare-pid --seccomp-profile strict")
     script = f"(sleep 0.2 &) ; (exit 3); kill -{signal} $$"
     number = {"TERM": 15, "KILL": 9, "INT": 2}[signal]
     assert runner.run([*base, "sh", "-c", script]).status == 128 + number
@@ -304,5 +307,5 @@ def test_terminals_still_work_under_strict(as_user: Runner) -> None:
         "fcntl.ioctl(s, termios.TIOCSWINSZ, struct.pack('4H', 7, 9, 0, 0))\n"
         "print(os.get_terminal_size(m).lines, len(termios.tcgetattr(s)))\n"
     )
-    words = "--ro-bind / / --dev /dev --seccomp-profile strict python3 -c".split()
+    words = each("--ro-bind / / --dev /dev --seccomp-profile strict python3 -c")
     assert as_user.run([*words, script]).stdout == "7 7\n"

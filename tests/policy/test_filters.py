@@ -239,6 +239,12 @@ REFUSED = [
     ("ptrace", (), "strict"),
     ("chroot", (), "strict"),
 ]  # fmt: skip
+# what pid 1, the stub and the payload do once the filter is there
+NEEDED = """
+wait4 write exit_group exit kill rt_sigreturn rt_sigaction rt_sigprocmask read fcntl getpid getppid
+execve execveat recvmsg dup3 close close_range prlimit64 prctl chdir setsid ppoll seccomp
+restart_syscall
+"""
 ALLOWED = [
     ("clone", (0x003D0F00,)),  # a thread of pthread_create
     ("clone", (17,)),  # fork
@@ -254,15 +260,7 @@ ALLOWED = [
     ("fchmodat", (-100, 0, 0o1777)),
     ("mknodat", (-100, 0, 0o10666)),  # a FIFO
     ("mknodat", (-100, 0, 0o140666)),  # a socket
-    # what pid 1, the stub and the payload do once the filter is there
-    *[
-        (name, ())
-        for name in (
-            "wait4 write exit_group exit kill rt_sigreturn rt_sigaction rt_sigprocmask read fcntl "
-            "getpid getppid execve execveat recvmsg dup3 close close_range prlimit64 prctl chdir "
-            "setsid ppoll seccomp restart_syscall"
-        ).split()
-    ],
+    *[(name, ()) for name in NEEDED.split()],
     ("ioctl", (0, 0x540E, 0)),  # TIOCSCTTY
 ]  # fmt: skip
 
