@@ -7,8 +7,11 @@ b'hello\\n'
 
 from cowork_nsrun._native import version as _version
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
+from cowork_nsrun.handle import Ending, Usage
+from cowork_nsrun.limits import LimitError
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.process import Result, Timings, run, run_plan
+from cowork_nsrun.pool import Pool, PoolExecutor, PoolStats
+from cowork_nsrun.process import Process, Result, Timings, popen, run, run_plan
 from cowork_nsrun.spec import (
     Bind,
     BindData,
@@ -40,14 +43,20 @@ __all__ = [
     "CommandError",
     "Dev",
     "Dir",
+    "Ending",
     "File",
+    "LimitError",
     "Limits",
     "Mqueue",
     "Namespace",
     "NsrunError",
     "Overlay",
     "Plan",
+    "Pool",
+    "PoolExecutor",
+    "PoolStats",
     "Proc",
+    "Process",
     "ReadOnlyOverlay",
     "RemountReadOnly",
     "Result",
@@ -58,6 +67,8 @@ __all__ = [
     "Timings",
     "TmpOverlay",
     "Tmpfs",
+    "Usage",
+    "popen",
     "run",
     "run_plan",
 ]

@@ -114,8 +114,8 @@ def _limits(options: argparse.Namespace) -> dict[str, int | float | str]:
 
 def _sandbox(options: argparse.Namespace) -> Sandbox:
     """The profile's sandbox or the minimal one, with what the options change."""
-    spec = profile.load(options.profile) if options.profile else Sandbox.minimal()
-    if options.workspace:
+    spec = profile.load(options.profile) if options.profile is not None else Sandbox.minimal()
+    if options.workspace is not None:
         spec = spec.work_in(options.workspace)
     for source, dest in options.ro_bind:
         spec = spec.bind(source, os.path.abspath(dest), read_only=True)
@@ -127,7 +127,7 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         spec = spec.network(options.network)
     if options.seccomp_profile:
         spec = spec.harden(options.seccomp_profile)
-    if options.chdir:
+    if options.chdir is not None:
         spec = spec.replace(cwd=options.chdir)
     if options.timeout is not None:
         spec = spec.replace(timeout=options.timeout)
@@ -160,8 +160,13 @@ def _run(words: Sequence[str]) -> int:
     return result.returncode
 
 
+def _write_utf8(text: str) -> None:
+    """As a profile has to be, whatever the locale's encoding is."""
+    sys.stdout.buffer.write(text.encode())
+
+
 def _profile_schema(options: argparse.Namespace) -> int:
-    sys.stdout.write(profile.schema_text())
+    _write_utf8(profile.schema_text())
     return 0
 
 
@@ -179,7 +184,7 @@ def _profile_check(options: argparse.Namespace) -> int:
 
 
 def _profile_show(options: argparse.Namespace) -> int:
-    sys.stdout.write(profile.dumps(profile.load(options.file), options.format))
+    _write_utf8(profile.dumps(profile.load(options.file), options.format))
     return 0
 
 

@@ -6,7 +6,6 @@ Everything here is frozen and checked when it is made: a wrong value raises
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -148,7 +147,7 @@ def _check_real(owner: object, field_name: str, low: float, high: float) -> None
     value = getattr(owner, field_name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _refuse(owner, field_name, f"a number is wanted, not {value!r}")
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # neither is NaN
         raise _refuse(owner, field_name, f"{value} is not between {low} and {high}")
     _set(owner, field_name, float(value))
 

@@ -10,6 +10,7 @@
 #include "help.h"
 #include "python.h"
 #include "spawn.h"
+#include "tend.h"
 
 /*
  * All that one run needs, where the loader puts zeroes for nothing.  What every
@@ -81,10 +82,18 @@ static int run(int argc, char **argv, int as_bwrap)
 	case NSR_PARSE_USAGE:
 		nsr_help(stderr, argc ? argv[0] : teller.name, !as_bwrap);
 		return EXIT_FAILURE;
+	case NSR_PARSE_TEND:
+		if (!nsr_tend((int)nsr_plan_number(plan, NSR_SYNC_FD), &rest.diag))
+			return EXIT_SUCCESS;
+		break;
 	case NSR_PARSE_OK:
 		status = nsr_run_command(plan, &hot.ctx, &rest.diag);
 		if (status >= 0)
 			return status;
+		if (plan->number[NSR_REPORT_FD] != -1) {
+			nsr_report_diag(&hot.ctx, &rest.diag);
+			return EXIT_FAILURE;
+		}
 	}
 	tell(&teller, '3', rest.diag.text);
 	return EXIT_FAILURE;

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "nsrun.h"
+#include "plan.h"
 #include "uapi.h"
 
 /* one array a profile, f_NAME: written by seccompgen */
@@ -34,4 +34,21 @@ const struct nsr_seccomp_profile *nsr_seccomp_profile(const char *name)
 const struct nsr_seccomp_profile *nsr_seccomp_profile_at(uint32_t i)
 {
 	return i < NSR_SECCOMP_END ? &profiles[i] : NULL;
+}
+
+static int is_ours(const struct nsr_blob *program)
+{
+	for (size_t i = 0; i < NSR_SECCOMP_END; i++)
+		if (profiles[i].bpf && profiles[i].len == program->len &&
+		    !memcmp(profiles[i].bpf, program->data, program->len))
+			return 1;
+	return 0;
+}
+
+int nsr_plan_seccomp_is_ours(const struct nsr_plan *plan)
+{
+	for (uint32_t i = 0; i < plan->n_seccomp; i++)
+		if (!is_ours(&plan->seccomp[i]))
+			return 0;
+	return plan->number[NSR_SECCOMP_FD] == -1;
 }

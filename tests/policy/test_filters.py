@@ -84,14 +84,11 @@ def edges(call: str) -> Iterator[tuple[int, ...]]:
             near |= {1 << bit for bit in range(32)} | {test.mask & ~(1 << bit) for bit in range(32)}
             near |= {test.value | 1 << bit for bit in range(32)}
             values[test.arg] |= {n & (2**64 - 1) for n in near}
-    for arg in values:
-        # the kernel sees an int, the register has 64 bits
-        arg |= {n | 1 << 32 for n in arg} | {n | SIGN for n in arg}
+    # the kernel sees an int, the register has 64 bits
+    values = [{n | high for n in arg for high in (0, 1 << 32, SIGN)} for arg in values]
     if sum(len(arg) > 3 for arg in values) > 1:
         # of two arguments together, fewer of each
-        values = [
-            {n for n in arg if n.bit_count() < 4 or n & LOW in {LOW, LOW - 1}} for arg in values
-        ]
+        values = [{n for n in arg if n.bit_count() < 4 or n & LOW == LOW} for arg in values]
     yield from product(*(sorted(arg) if len(arg) > 3 else [0] for arg in values))
 
 
@@ -243,7 +240,7 @@ REFUSED = [
 NEEDED = """
 wait4 write exit_group exit kill rt_sigreturn rt_sigaction rt_sigprocmask read fcntl getpid getppid
 execve execveat recvmsg dup3 close close_range prlimit64 prctl chdir setsid ppoll seccomp
-restart_syscall
+restart_syscall setitimer pread64 writev clock_gettime
 """
 ALLOWED = [
     ("clone", (0x003D0F00,)),  # a thread of pthread_create
