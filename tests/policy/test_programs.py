@@ -279,12 +279,16 @@ def test_there_are_enough_utilities() -> None:
 
 
 @pytest.mark.parametrize("profile", ["default", "strict"])
-def test_utilities_do_what_they_do_without(profile: SeccompProfile, tmp_path: Path) -> None:
+def test_utilities_do_what_they_do_without(
+    profile: SeccompProfile, tmp_path: Path, note_lack: Callable[[str], None]
+) -> None:
     differing = []
     for i, line in enumerate(UTILITIES):
         plain = outcome(line, place(tmp_path / f"{i}-plain"), "none")
         hardened = outcome(line, place(tmp_path / f"{i}-hardened"), profile)
-        assert plain.returncode != 127, f"{line}: not there"
+        if plain.returncode == 127:
+            note_lack(f"no {line.split()[0]}: not run under the profiles")
+            continue
         if (hardened.returncode, hardened.stdout) != (plain.returncode, plain.stdout):
             differing.append((line, plain, hardened))
     assert not differing
