@@ -106,8 +106,8 @@ def markdown() -> str:
     lines = []
     for group in groups():
         lines += [f"### {group.title}", "", *textwrap.wrap(group.why, WIDTH), ""]
-        lines += [f"Does not work then: {group.breaks}", "", "| call | answer | profiles |"]
-        lines += ["|---|---|---|"]
+        lines += [*textwrap.wrap(f"Does not work then: {group.breaks}", WIDTH), ""]
+        lines += ["| call | answer | profiles |", "|---|---|---|"]
         for key, same in groupby(group.rules, key=lambda r: (r.answer or "allowed", r.profiles)):
             answer, profiles = key
             where = ", ".join(name for name in names if name in profiles)

@@ -14,7 +14,6 @@
  */
 #include <errno.h>
 #include <linux/audit.h>
-#include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <seccomp.h>
 #include <stdio.h>
@@ -23,9 +22,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "bpfopt.h"
 #include "nsrun.h"
 
-enum { MAX_FILTER = 4096, X32_BIT = 0x40000000 };
+enum { X32_BIT = 0x40000000 };
 
 struct target {
 	const char *name;
@@ -48,11 +48,6 @@ static const struct {
 	{ "set_mempolicy_home_node", 450 },
 	{ "fchmodat2", 452 },
 	{ "open_tree_attr", 467 },
-};
-
-struct program {
-	struct sock_filter code[MAX_FILTER];
-	size_t len;
 };
 
 static _Noreturn void fail(const char *what, const char *name, int err)
@@ -181,41 +176,54 @@ static void emit_front(struct program *p, const struct target *target, unsigned 
 }
 
 /* What libseccomp made; it can only write to a descriptor. */
-static void append_filter(struct program *p, scmp_filter_ctx ctx)
+static void export_filter(struct program *p, scmp_filter_ctx ctx)
 {
 	int fd = memfd_create("filter", 0);
-	size_t room = (MAX_FILTER - p->len) * sizeof(p->code[0]);
 	int ret = seccomp_export_bpf(ctx, fd);
 	ssize_t n;
 
 	if (fd < 0 || ret)
 		fail("seccomp_export_bpf", "seccomp.def", ret ? -ret : errno);
-	n = pread(fd, p->code + p->len, room, 0);
-	if (n <= 0 || (size_t)n == room || (size_t)n % sizeof(p->code[0]))
+	n = pread(fd, p->code, sizeof(p->code), 0);
+	if (n <= 0 || (size_t)n == sizeof(p->code) || (size_t)n % sizeof(p->code[0]))
 		fail("the filter is too long", "seccomp.def", 0);
-	p->len += (size_t)n / sizeof(p->code[0]);
+	p->len = (size_t)n / sizeof(p->code[0]);
 	close(fd);
 }
 
 /*
- * libseccomp takes the builder's own numbers for calls and translates them by
- * name, so it can't be given one for another machine that it has no name for.
- * It gets the target's numbers instead, and the architecture is put in here.
+ * Where libseccomp's own tests of architecture and ABI end: those are made in
+ * front, for the target.  (libseccomp takes the builder's numbers for calls and
+ * translates them by name, so it can't be given one for another machine that it
+ * has no name for.  It gets the target's numbers, for the builder's machine.)
  */
-static void retarget(struct program *p, size_t from, const struct target *target)
+static size_t behind_checks(const struct program *p)
 {
-	uint32_t native = seccomp_arch_native();
+	const uint16_t word = BPF_LD | BPF_W | BPF_ABS, jump = BPF_JMP | BPF_K;
+	const struct sock_filter *c = p->code;
+	size_t at = 2;
 
-	for (size_t i = from; i < p->len; i++)
-		if (p->code[i].code == (BPF_JMP | BPF_JEQ | BPF_K) && p->code[i].k == native)
-			p->code[i].k = target->audit;
+	if (p->len < 16 || c[0].code != word || c[0].k != offsetof(struct seccomp_data, arch) ||
+	    c[1].code != (jump | BPF_JEQ) || c[1].k != seccomp_arch_native())
+		fail("libseccomp's filter begins in an unknown way", "seccomp.def", 0);
+	at += c[1].jt;
+	if (c[at + 1].code == (jump | BPF_JGE) && c[at + 1].k == X32_BIT) {
+		if (c[at + 2].code != (jump | BPF_JEQ) || c[at + 2].k != UINT32_MAX ||
+		    c[at + 1].jt || c[at + 1].jf != c[at + 2].jt + 1)
+			fail("libseccomp's filter tests for x32 in an unknown way", "seccomp.def", 0);
+		at += 2 + c[at + 1].jf;
+	}
+	if (c[at].code != word || c[at].k != offsetof(struct seccomp_data, nr))
+		fail("libseccomp's filter loads no number", "seccomp.def", 0);
+	return at + 1;
 }
 
 static void build(struct program *p, const struct target *target, unsigned int profile)
 {
 	scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ALLOW);
 	const struct nsr_seccomp_rule *rule;
-	size_t front;
+	static struct program made;
+	const char *wrong;
 	int ret;
 
 	if (!ctx)
@@ -234,12 +242,16 @@ static void build(struct program *p, const struct target *target, unsigned int p
 		if (number >= 0)
 			add_rules(ctx, number, rule);
 	}
-	p->len = 0;
-	emit_front(p, target, profile);
-	front = p->len;
-	append_filter(p, ctx);
-	retarget(p, front, target);
+	export_filter(&made, ctx);
 	seccomp_release(ctx);
+	p->len = 0;
+	/* leaves the call's number loaded */
+	emit_front(p, target, profile);
+	for (size_t i = behind_checks(&made); i < made.len; i++)
+		emit(p, made.code[i].code, made.code[i].jt, made.code[i].jf, made.code[i].k);
+	wrong = bpf_shorten(p);
+	if (wrong)
+		fail(wrong, "libseccomp's filter", 0);
 }
 
 static void print(const struct program *p, const char *name)

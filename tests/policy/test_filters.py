@@ -106,7 +106,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory, lack: Lack) -> Path:
     if not Path("/usr/include/seccomp.h").exists():
         lack("no libseccomp-dev: the filters of other architectures are not made")
     out = tmp_path_factory.mktemp("gen") / "seccompgen"
-    sources = [str(POLICY / name) for name in ("seccompgen.c", "seccomp_rules.c")]
+    sources = [str(POLICY / name) for name in ("seccompgen.c", "bpfopt.c", "seccomp_rules.c")]
     include = f"-I{ROOT / 'csrc/include'}"
     subprocess.run(
         ["cc", "-D_GNU_SOURCE", include, *sources, "-lseccomp", "-o", str(out)], check=True
