@@ -32,6 +32,7 @@ from cowork_nsrun.spec import (
     Tmpfs,
     TmpOverlay,
 )
+from cowork_nsrun.teardown import settle
 
 __version__ = _version()
 
@@ -71,4 +72,5 @@ __all__ = [
     "popen",
     "run",
     "run_plan",
+    "settle",
 ]

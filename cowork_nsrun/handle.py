@@ -18,6 +18,7 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.program import find_program
+from cowork_nsrun.teardown import teardown
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +45,21 @@ class Usage:
 
     Attributes:
         cpu_ns: processor time, in nanoseconds.
-        peak_memory: bytes; of all processes together with a cgroup, else of the largest.
+        peak_memory: bytes; of all processes together with a cgroup, else of the largest;
+            None: not known, as it is without a cgroup for what stays below the caller's own.
         of_cgroup: which of both.
         oom_kills: processes that were killed for want of memory; None: not known.
         pids_refused: how often a process or thread was refused; None: not known.
     """
 
     cpu_ns: int
-    peak_memory: int
+    peak_memory: int | None
     of_cgroup: bool = False
     oom_kills: int | None = None
     pids_refused: int | None = None
 
 
-NO_USAGE = Usage(0, 0)
+NO_USAGE = Usage(0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +234,15 @@ class Handle:
         return "the sandbox was ended before the command could start"
 
     def _finish(self) -> None:
-        """Nothing of the sandbox is left when this returns."""
-        cpu_ns, peak = self._child.usage
-        self._child.close()
+        """No process of the sandbox but a dying pid 1 is left when this returns."""
+        cpu_ns, largest = self._child.usage
+        peak = largest or None
         cgroup = self._enforcement.cgroup
+        if self._child.alone and cgroup is None and self.backend == IN_PROCESS:
+            # nothing of the user's is left: the namespaces' end is the kernel's business
+            teardown().add(self._child)
+        else:
+            self._child.close()
         self._outcome.usage = Usage(cpu_ns, peak)
         if cgroup is not None:
             used = cgroup.usage()
@@ -383,6 +390,7 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
     Raises:
         NsrunError: it can't be started; the cgroup is closed then.
     """
+    teardown().sweep()
     child = _native.Child()
     backend = IN_PROCESS
     try:

@@ -160,7 +160,6 @@ class _Store:
             with self._changed:
                 self._expire()
                 parked = self._parked.popleft() if self._parked else None
-                self._changed.notify_all()
             if parked is None:
                 self.count("fresh")
                 return None
@@ -178,7 +177,11 @@ class _Store:
             with self._changed:
                 self._counts["discarded"] += 1
                 self._waste.append(parked.handle)
-                self._changed.notify_all()
+
+    def refill(self) -> None:
+        """Once the command that got the last one is on its way: making one takes time."""
+        with self._changed:
+            self._changed.notify_all()
 
     def count(self, what: str) -> None:
         with self._changed:
@@ -310,7 +313,10 @@ class Pool:
             can_time = Namespace.PID in self.spec.unshare
             handle = self._store.hand(command, ends, timeout if can_time else None)
             if handle is not None:
-                handle.wait_started()
+                try:
+                    handle.wait_started()
+                finally:
+                    self._store.refill()
                 return Process(
                     handle,
                     argv=command.argv,
@@ -323,6 +329,7 @@ class Pool:
             ends.close()
             raise
         ends.close()
+        self._store.refill()
         options: dict[str, Any] = {"text": text}
         return popen(
             argv,
@@ -387,10 +394,14 @@ class Pool:
             ends.close()
             raise
         if handle is not None:
-            return finish(
-                handle, command, ends, input=input, timeout=timeout, text=text, begin=begin
-            )
+            try:
+                return finish(
+                    handle, command, ends, input=input, timeout=timeout, text=text, begin=begin
+                )
+            finally:
+                self._store.refill()
         ends.close()
+        self._store.refill()
         options: dict[str, Any] = {"text": text}
         return run(
             argv,

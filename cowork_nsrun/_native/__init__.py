@@ -395,7 +395,7 @@ class Child:
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Nanoseconds of processor time, and bytes of the largest process, after the end."""
+        """Nanoseconds of processor time, and bytes of the largest process or 0, after the end."""
         return int(self._child.cpu_ns), int(self._child.peak_rss)
 
     def signal(self, number: int) -> bool:
@@ -428,6 +428,15 @@ class Child:
     def close(self) -> None:
         """Kill what is left and free everything; may be called again."""
         lib.nsr_child_close(self._child)
+
+    @property
+    def alone(self) -> bool:
+        """At the command's end no process but pid 1 was left."""
+        return bool(self._child.alone)
+
+    def try_close(self) -> bool:
+        """Close it if that takes no time; else nothing is done, and False returned."""
+        return bool(lib.nsr_child_try_close(self._child))
 
     def forget(self) -> None:
         """For a forked copy of the process that started it: free, and kill nothing."""

@@ -44,6 +44,12 @@ void nsr_child_free(struct nsr_ctx *ctx)
 	munmap(ctx->cold, sizeof(struct nsr_shared));
 }
 
+/* The kernel counts what a process shared before its exec: what is below that says nothing. */
+static void take_peak(struct nsr_child *child, int64_t peak)
+{
+	child->peak_rss = peak > child->floor_rss ? peak : 0;
+}
+
 /* The started process's own end; 1: it has ended. */
 static int wait_process(struct nsr_child *child, int options)
 {
@@ -68,7 +74,7 @@ static int wait_process(struct nsr_child *child, int options)
 	child->exit_status = info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
 	nsr_add_usage(&used, &usage);
 	child->cpu_ns = used.cpu_ns;
-	child->peak_rss = used.peak_rss;
+	take_peak(child, used.peak_rss);
 	return 1;
 }
 
@@ -122,11 +128,13 @@ static int open_told(int pid, int parent)
 	return fd;
 }
 
-static void take_exit(struct nsr_child *child, const struct nsr_record *record)
+static void take_exit(struct nsr_child *child, const struct nsr_plan *plan,
+		      const struct nsr_record *record)
 {
 	child->exit_status = (int)(record->value & 0xff);
+	child->alone = record->alone && plan->number[NSR_UNSHARE] & NSR_CLONE_NEWPID;
 	child->cpu_ns = record->cpu_ns;
-	child->peak_rss = record->peak_rss;
+	take_peak(child, record->peak_rss);
 	child->exit_ns = now();
 }
 
@@ -148,10 +156,10 @@ static int take(struct nsr_child *child, struct nsr_ctx *ctx, struct nsr_record 
 	case NSR_RECORD_TIMEOUT:
 		child->timed_out = 1;
 		record->value = NSR_EXIT_KILLED;
-		take_exit(child, record);
+		take_exit(child, ctx->plan, record);
 		return 1;
 	case NSR_RECORD_EXIT:
-		take_exit(child, record);
+		take_exit(child, ctx->plan, record);
 		return 1;
 	case NSR_RECORD_DIAG:
 		nsr_diag_set(diag, "%s", ctx->cold->text);
@@ -449,6 +457,17 @@ void nsr_child_close(struct nsr_child *child)
 	wait_memory(&ctx->clear_tid[1]);
 	forget(child);
 	errno = saved_errno;
+}
+
+int nsr_child_try_close(struct nsr_child *child)
+{
+	struct pollfd end = { .fd = child->pidfd, .events = POLLIN };
+	const struct nsr_ctx *ctx = child->shared;
+
+	if (ctx && (is_program(ctx) || poll(&end, 1, 0) != 1))
+		return 0;
+	nsr_child_close(child);
+	return 1;
 }
 
 void nsr_child_forget(struct nsr_child *child)

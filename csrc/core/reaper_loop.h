@@ -35,6 +35,21 @@ static inline void nsr_add_usage(struct nsr_record *record, const struct rusage 
 		record->peak_rss = peak;
 }
 
+/* What has ended by now; nothing else is left: it was the last. */
+static inline void nsr_sweep(struct nsr_record *record)
+{
+	const int wnohang = 1;
+	struct rusage usage;
+	long pid;
+
+	do {
+		pid = SYS4(SYS_wait4, -1, 0, wnohang, &usage);
+		if (pid > 0)
+			nsr_add_usage(record, &usage);
+	} while (pid > 0);
+	record->alone = pid == -ECHILD;
+}
+
 /* Tell the monitor, if it asked, as soon as the payload ends; stay until all are gone. */
 static inline int nsr_reap(int payload, int status_fd)
 {
@@ -50,6 +65,7 @@ static inline int nsr_reap(int payload, int status_fd)
 			nsr_add_usage(&record, &usage);
 		if (pid == payload) {
 			record.value = result = nsr_exit_status(status);
+			nsr_sweep(&record);
 			if (status_fd >= 0)
 				SYS3(SYS_write, status_fd, &record, sizeof(record));
 		} else if (pid < 0 && pid != -EINTR) {

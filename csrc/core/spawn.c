@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -218,6 +219,14 @@ static int check_fds(const struct nsr_plan *plan, struct nsr_diag *diag)
 	return 0;
 }
 
+static int64_t own_peak(void)
+{
+	struct rusage usage = { .ru_maxrss = 0 };
+
+	getrusage(RUSAGE_SELF, &usage);
+	return (int64_t)usage.ru_maxrss * 1024;
+}
+
 static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int stdio[3],
 		 struct nsr_child *child, struct nsr_diag *diag)
 {
@@ -239,6 +248,7 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 		ret = open_reaper(ctx);
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't open the channels to the sandbox");
+	child->floor_rss = own_peak();
 	child->start_ns = now();
 	ret = clone_shared(ctx, &child->pidfd);
 	if (ret < 0) {

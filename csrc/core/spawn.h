@@ -53,7 +53,7 @@ struct nsr_record {
 	int64_t cpu_ns;             /* with an exit: of all that was waited for, */
 	int64_t peak_rss;           /* ... and of the largest of them, in bytes */
 	int32_t pid;                /* of the sender, as the reader sees it; 0: not known */
-	int32_t pad;
+	int32_t alone;              /* with an exit: nothing else was left inside */
 };
 
 /* The identity that a source had when it was resolved. */

@@ -216,7 +216,9 @@ struct nsr_child {
 	int exit_status;            /* 0-255, 128+n for signal n; -1: not yet */
 	int timed_out;              /* NSR_TIMEOUT_MS ended it */
 	int64_t cpu_ns;             /* user and system, of what has been waited for inside */
-	int64_t peak_rss;           /* bytes, of the largest process among those */
+	int64_t peak_rss;           /* bytes, of the largest process among those; 0: not known */
+	int64_t floor_rss;          /* the caller's own, which a shared memory counts as peak */
+	int alone;                  /* no process but pid 1 was left at the payload's end */
 	void *shared;               /* stacks, freed when nobody runs on them */
 };
 
@@ -263,6 +265,9 @@ int nsr_child_hand(struct nsr_child *child, const struct nsr_plan *command, cons
 
 /* Kill what is left and free everything.  Safe after any start that returned 0. */
 void nsr_child_close(struct nsr_child *child);
+
+/* The same where that takes no time: 1; 0: not yet, nothing was done. */
+int nsr_child_try_close(struct nsr_child *child);
 
 /* For a forked copy of the process that started it: free, but kill nothing. */
 void nsr_child_forget(struct nsr_child *child);

@@ -36,6 +36,7 @@ from cowork_nsrun import (
     _native,
     run,
     run_plan,
+    settle,
 )
 from cowork_nsrun._native._core import ffi
 
@@ -271,6 +272,7 @@ def test_interrupt_leaves_nothing(in_child: AsUser, marker: str) -> None:
         return False, [], []
 
     def changed(before: list[str]) -> list[str]:
+        settle()
         return sorted(set(os.listdir("/proc/self/fd")) ^ set(before))
 
     def interrupt_when_it_runs(marker: str) -> None:
@@ -411,6 +413,10 @@ def status_fields(*names: str) -> dict[str, str]:
 
 def caller_state() -> dict[str, Any]:
     """Everything of this process that a spawn must leave as it was."""
+    settle()
+    # a thread is gone for Python before it is for the kernel
+    while len(os.listdir("/proc/self/task")) > threading.active_count():
+        time.sleep(0.001)
     libc = ctypes.CDLL(None)
     return {
         "dumpable": libc.prctl(3, 0, 0, 0, 0),
@@ -557,6 +563,7 @@ def test_from_many_threads_at_once(as_user: AsUser) -> None:
         before = len(os.listdir("/proc/self/fd"))
         with ThreadPoolExecutor(8) as pool:
             done = list(pool.map(one, range(120)))
+        settle()
         return done, len(os.listdir("/proc/self/fd")) - before
 
     assert as_user(probe) == ([True] * 120, 0)
