@@ -12,7 +12,17 @@ from typing import get_args
 
 import pytest
 
-from cowork_nsrun import NsrunError, Plan, Sandbox, SpecError, _native, run, seccomp
+from cowork_nsrun import (
+    NsrunError,
+    Plan,
+    Sandbox,
+    SpecError,
+    TimeoutExpired,
+    _native,
+    run,
+    seccomp,
+)
+from cowork_nsrun.pool import Pool
 from cowork_nsrun.process import popen
 from cowork_nsrun.program import find_program
 from cowork_nsrun.spec import SeccompProfile
@@ -102,6 +112,22 @@ def test_pid_1_still_takes_orders(own: tuple[bytes, ...]) -> None:
             child.kill()
         got |= set(child.stdout.read().splitlines(keepends=True))
     assert got == ({b"parent\n"} if own else {b"parent\n", b"child\n"})
+
+
+@pytest.mark.parametrize("name", ["default", "nesting", "strict"])
+def test_deadline_terminal_and_pool(name: SeccompProfile) -> None:
+    """What pid 1 and the stub do after the filter is there: timers, orders, sockets, terminals."""
+    spec = Sandbox.minimal().harden(name).limit(open_files=64)
+    with pytest.raises(TimeoutExpired):
+        run(["sleep", "1000"], spec, timeout=0.3)
+    with Pool(spec, 1) as pool:
+        assert pool.wait_full(60)
+        with pool.popen(["sh", "-c", ": </dev/tty && echo controlling"], pty=True) as child:
+            assert child.terminal is not None
+            assert child.terminal.read(4096) == b"controlling\r\n"
+            child.wait()
+        assert pool.stats().handed == 1
+        assert pool.run(["sh", "-c", COUNT], text=True).check().stdout == "1 1\n"
 
 
 def test_command_line_words() -> None:
