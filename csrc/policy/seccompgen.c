@@ -192,10 +192,8 @@ static void export_filter(struct program *p, scmp_filter_ctx ctx)
 }
 
 /*
- * Where libseccomp's own tests of architecture and ABI end: those are made in
- * front, for the target.  (libseccomp takes the builder's numbers for calls and
- * translates them by name, so it can't be given one for another machine that it
- * has no name for.  It gets the target's numbers, for the builder's machine.)
+ * Where libseccomp's own tests of architecture and ABI end: they are made in
+ * front, for the target.  0 where they look otherwise than those of 2.5.
  */
 static size_t behind_checks(const struct program *p)
 {
@@ -204,18 +202,33 @@ static size_t behind_checks(const struct program *p)
 	size_t at = 2;
 
 	if (p->len < 16 || c[0].code != word || c[0].k != offsetof(struct seccomp_data, arch) ||
-	    c[1].code != (jump | BPF_JEQ) || c[1].k != seccomp_arch_native())
-		fail("libseccomp's filter begins in an unknown way", "seccomp.def", 0);
+	    c[1].code != (jump | BPF_JEQ) || c[1].k != seccomp_arch_native() || c[1].jt > 1)
+		return 0;
 	at += c[1].jt;
 	if (c[at + 1].code == (jump | BPF_JGE) && c[at + 1].k == X32_BIT) {
 		if (c[at + 2].code != (jump | BPF_JEQ) || c[at + 2].k != UINT32_MAX ||
-		    c[at + 1].jt || c[at + 1].jf != c[at + 2].jt + 1)
-			fail("libseccomp's filter tests for x32 in an unknown way", "seccomp.def", 0);
+		    c[at + 1].jt || c[at + 1].jf > 2 || c[at + 1].jf != c[at + 2].jt + 1)
+			return 0;
 		at += 2 + c[at + 1].jf;
 	}
-	if (c[at].code != word || c[at].k != offsetof(struct seccomp_data, nr))
-		fail("libseccomp's filter loads no number", "seccomp.def", 0);
-	return at + 1;
+	return c[at].code == word && c[at].k == offsetof(struct seccomp_data, nr) ? at + 1 : 0;
+}
+
+/*
+ * libseccomp takes the builder's numbers for calls and translates them by
+ * name, so it can't be given one for another machine that it has no name for.
+ * It gets the target's numbers, for the builder's machine, and its tests for
+ * that have to go.
+ */
+static void append_filter(struct program *p, const struct program *made,
+			  const struct target *target)
+{
+	size_t from = behind_checks(made);
+
+	if (!from && seccomp_arch_native() != target->libseccomp)
+		fail("this libseccomp's filters can be made for the builder's machine alone", target->name, 0);
+	for (size_t i = from; i < made->len; i++)
+		emit(p, made->code[i].code, made->code[i].jt, made->code[i].jf, made->code[i].k);
 }
 
 static void build(struct program *p, const struct target *target, unsigned int profile)
@@ -247,8 +260,7 @@ static void build(struct program *p, const struct target *target, unsigned int p
 	p->len = 0;
 	/* leaves the call's number loaded */
 	emit_front(p, target, profile);
-	for (size_t i = behind_checks(&made); i < made.len; i++)
-		emit(p, made.code[i].code, made.code[i].jt, made.code[i].jf, made.code[i].k);
+	append_filter(p, &made, target);
 	wrong = bpf_shorten(p);
 	if (wrong)
 		fail(wrong, "libseccomp's filter", 0);
