@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import NamedTuple, NoReturn
 
 import pytest
 
-from cowork_nsrun import Result, Sandbox, run
+from cowork_nsrun import BindData, Result, Sandbox, run
 from cowork_nsrun.spec import SeccompProfile
 
 Lack = Callable[[str], NoReturn]
@@ -250,7 +251,13 @@ def place(directory: Path) -> Path:
 
 def outcome(script: str, directory: Path, profile: SeccompProfile) -> Result[str]:
     # at one place inside whichever it is outside, so that outputs can be compared
+    # and with a name for whoever runs this: ssh-keygen wants one
+    known = Path("/etc/passwd").read_bytes() + b"me:x:%d:%d::/:/bin/sh\n" % (
+        os.getuid(),
+        os.getgid(),
+    )
     spec = Sandbox.minimal().bind(directory, "/work").replace(cwd="/work").env(GIT)
+    spec = spec.add(BindData("/etc/passwd", known, read_only=True, mode=0o644))
     return run(["bash", "-c", script], spec.harden(profile), text=True, timeout=LONGEST)
 
 
