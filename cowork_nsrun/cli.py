@@ -84,6 +84,11 @@ def _run_parser() -> argparse.ArgumentParser:
         choices=get_args(SeccompProfile),
         help="%(choices)s; default: default, or the profile's; see 'nsrun profile seccomp'",
     )
+    add("--allow-host", metavar="RULE", action="append", default=[],
+        help="let RULE be reached, through a proxy: pypi.org:443, *.example.com, 192.0.2.0/24; "
+        "may be repeated")  # fmt: skip
+    add("--deny-host", metavar="RULE", action="append", default=[],
+        help="not RULE, whatever is allowed; may be repeated")  # fmt: skip
     add("--env", metavar="NAME=VALUE", action="append", default=[], type=_variable,
         help="set a variable; without a profile, LANG and TERM alone are the caller's")  # fmt: skip
     add("--chdir", metavar="DIR", help="start in DIR")
@@ -131,6 +136,10 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         spec = spec.network(options.network)
     if options.seccomp_profile:
         spec = spec.harden(options.seccomp_profile)
+    if options.allow_host or options.deny_host:
+        if options.network == "host":
+            raise SpecError("--allow-host", "the host's whole network was asked for as well")
+        spec = spec.allow_hosts(*options.allow_host, deny=options.deny_host)
     if options.chdir is not None:
         spec = spec.replace(cwd=options.chdir)
     if options.timeout is not None:
