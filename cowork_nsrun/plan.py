@@ -140,7 +140,8 @@ class Plan:
             native.set_string(String.CHDIR, directory)
         native.set_number(Number.UNSHARE, sum(_CLONE[name] for name in spec.unshare))
         native.set_number(Number.FLAGS, _flags(spec) | _compile_caps(native, spec))
-        for program in spec.seccomp:
+        profile = _native.seccomp_profile(spec.seccomp_profile).bpf
+        for program in (profile, *spec.seccomp) if profile else spec.seccomp:
             native.add_seccomp(program)
         Extras(rlimits=spec.limits.rlimits).apply(native)
         if spec.timeout is not None and Namespace.PID in spec.unshare:

@@ -23,6 +23,7 @@ from typing import (
     Self,
     TypedDict,
     Unpack,
+    get_args,
 )
 
 from cowork_nsrun.errors import SpecError
@@ -590,6 +591,9 @@ class LimitChanges(TypedDict, total=False):
     best_effort: bool
 
 
+# the built-in lists of what the kernel refuses, as the core names them
+SeccompProfile = Literal["default", "nesting", "strict", "none"]
+
 # every namespace that "--unshare-all" takes without "if possible"
 _ALL = frozenset({Namespace.IPC, Namespace.PID, Namespace.NET, Namespace.UTS})
 _TRY = frozenset({Namespace.USER, Namespace.CGROUP})
@@ -637,7 +641,10 @@ class Sandbox:
         environment: what is then set, or, with None, removed.
         caps_add: names of capabilities to grant, such as ``cap_net_raw``, or ``ALL``.
         caps_drop: those to take away; a name is in one of both.
-        seccomp: BPF programs to load just before the command starts.
+        seccomp_profile: a built-in list of what the kernel refuses to the command:
+            ``default``, ``nesting`` (for commands that bring a sandbox of their own),
+            ``strict`` or ``none``; see docs/hardening.md.
+        seccomp: BPF programs to load after it, just before the command starts.
         new_session: leave the terminal's session, so that nothing can be typed into it.
         die_with_parent: the sandbox ends with the program that started it.
         as_pid_1: the command itself is pid 1 inside; needs PID in ``unshare``.
@@ -662,6 +669,7 @@ class Sandbox:
     environment: tuple[tuple[str, str | None], ...] = ()
     caps_add: frozenset[str] = frozenset()
     caps_drop: frozenset[str] = frozenset()
+    seccomp_profile: SeccompProfile = "none"
     seccomp: tuple[bytes, ...] = field(default=(), repr=False)
     new_session: bool = False
     die_with_parent: bool = False
@@ -752,6 +760,10 @@ class Sandbox:
         both = self.caps_add & self.caps_drop
         if both:
             raise _refuse(self, "caps_drop", f"{min(both)} is in caps_add too")
+        if self.seccomp_profile not in get_args(SeccompProfile):
+            known = ", ".join(get_args(SeccompProfile))
+            problem = f"{self.seccomp_profile!r} is unknown; there are: {known}"
+            raise _refuse(self, "seccomp_profile", problem)
         if isinstance(self.seccomp, bytes) or not isinstance(self.seccomp, Sequence):
             raise _refuse(self, "seccomp", "a sequence of programs is wanted")
         for program in self.seccomp:
@@ -778,8 +790,8 @@ class Sandbox:
         """The system's programs, read-only, and nothing else of the host.
 
         /usr and the public part of /etc; new /dev, /proc and /tmp; every namespace of
-        its own, so no network and no host processes; no capabilities; an environment of
-        PATH, HOME, LANG and TERM alone.
+        its own, so no network and no host processes; no capabilities; the default seccomp
+        profile; an environment of PATH, HOME, LANG and TERM alone.
         """
         kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
         etc = (f"/etc/{name}" for name in _PUBLIC_ETC)
@@ -802,6 +814,7 @@ class Sandbox:
             clear_env=True,
             environment=(("PATH", _PATH), ("HOME", "/home/user"), *kept.items()),
             caps_drop=frozenset({"all"}),
+            seccomp_profile="default",
             new_session=True,
             die_with_parent=True,
         )
@@ -833,7 +846,8 @@ class Sandbox:
         """The sandbox of a Cowork session: bwrap's command line there, as a value.
 
         The system read-only, an empty home, and the user's folders below
-        ``/sessions/SESSION/mnt``.  Host network; own processes.
+        ``/sessions/SESSION/mnt``.  Host network; own processes; a seccomp profile that
+        lets the session's program make sandboxes of its own.
 
         Arguments:
             session: name of the session.
@@ -880,6 +894,7 @@ class Sandbox:
             ),
             unshare=frozenset({Namespace.PID}),
             cwd=f"{root}/mnt/{shown[0]}" if shown else f"{root}/mnt",
+            seccomp_profile="nesting",
             new_session=True,
             die_with_parent=True,
         )
@@ -961,6 +976,10 @@ class Sandbox:
         """A copy that sets variables, or, with None, removes them."""
         pairs = (*self.environment, *(changes or {}).items(), *more.items())
         return replace(self, environment=pairs)
+
+    def harden(self, profile: SeccompProfile = "default") -> Self:
+        """A copy with that seccomp profile; ``none`` takes it away."""
+        return replace(self, seccomp_profile=profile)
 
     def network(self, mode: Literal["none", "host"]) -> Self:
         """A copy with no network but an own loopback device, or with the host's."""

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "caps.h"
+#include "nsrun.h"
 #include "options.h"
 
 /* The words that Python carries out; the same in every shell. */
@@ -46,6 +47,7 @@ static const struct kind {
 	{ "VAR", "_nsrun_vars", "_parameters -g '*export*'" },
 	{ "UID", "_nsrun_uids", "_nsrun_uids" },
 	{ "GID", "_nsrun_gids", "_nsrun_gids" },
+	{ "PROFILE", "_nsrun_profiles", "_nsrun_profiles" },
 	{ NULL, "_nsrun_nothing", " " },
 };
 
@@ -69,6 +71,14 @@ static const char *next_arg(const char **args, char name[ARG_NAME])
 	name[len] = '\0';
 	*args += len + strspn(*args + len, " ");
 	return name;
+}
+
+static void print_profiles(void)
+{
+	const struct nsr_seccomp_profile *profile;
+
+	for (uint32_t i = 0; (profile = nsr_seccomp_profile_at(i)); i++)
+		printf(" %s", profile->name);
 }
 
 static void print_caps(void)
@@ -176,6 +186,9 @@ static void bash(void)
 	       "_nsrun_uids() { _nsrun_words \"$1\" \"0 $UID\"; }\n"
 	       "_nsrun_gids() { _nsrun_words \"$1\" \"0 ${GROUPS[*]}\"; }\n"
 	       "_nsrun_nothing() { COMPREPLY=(); }\n"
+	       "_nsrun_profiles() { _nsrun_words \"$1\" '");
+	print_profiles();
+	printf("'; }\n"
 	       "_nsrun_caps() {\n    _nsrun_words \"$1\" '");
 	print_caps();
 	printf("'\n}\n\n_nsrun_command() {\n"
@@ -252,6 +265,9 @@ static void zsh(void)
 	       "_nsrun_fds() { _values fd /proc/$$/fd/*(N:t) }\n"
 	       "_nsrun_uids() { _values uid 0 $UID }\n"
 	       "_nsrun_gids() { _values gid 0 $GID }\n"
+	       "_nsrun_profiles() { _values profile");
+	print_profiles();
+	printf(" }\n"
 	       "_nsrun_caps() {\n  _values capability ");
 	print_caps();
 	printf("\n}\n\n_nsrun_first() {\n"
