@@ -62,7 +62,8 @@ def section(found: dict[str, Any]) -> str:
 def rewrite(directory: Path, path: Path = PATH) -> None:
     """Put what is in that directory's results.json into the document."""
     found = json.loads((directory / "results.json").read_text())
-    text = path.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path}: the marks {BEGIN!r} and {END!r} are not there")
     path.write_text(before + section(found) + after)
