@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
+from cowork_nsrun.errors import SpecError
 from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, LimitError
-from cowork_nsrun.spec import LIMITS, Sandbox
+from cowork_nsrun.spec import (
+    LIMITS,
+    Bind,
+    BindData,
+    BindFd,
+    Dev,
+    Mqueue,
+    Operation,
+    Proc,
+    Sandbox,
+    Tmpfs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +50,7 @@ class Enforced:
     def cgroups(self) -> tuple[str, ...]:
         """Directories to enter."""
         cgroup = self.enforcement.cgroup
-        return () if cgroup is None else cgroup.paths
+        return () if cgroup is None else cgroup.inner
 
     def give_back(self) -> None:
         """Nothing was started."""
@@ -72,7 +85,13 @@ def enforce(spec: Sandbox) -> Enforced:
             rlimits[instead] = int(value)
             held[error.limit] = instead
         else:
-            return Enforced(Enforcement({**held, **cgroup.held}, cgroup), rlimits)
+            enforced = Enforced(Enforcement({**held, **cgroup.held}, cgroup), rlimits)
+            try:
+                check_hidden(spec, enforced.cgroups)
+            except BaseException:
+                enforced.give_back()
+                raise
+            return enforced
     return Enforced(Enforcement(held), rlimits)
 
 
@@ -100,4 +119,44 @@ def _instead(spec: Sandbox, error: LimitError) -> str | None:
         raise error
     # no RLIMIT_AS for memory: what is mapped is not what is used
     log.info("limit left out: %s", error)
+    return None
+
+
+def check_hidden(spec: Sandbox, cgroups: Iterable[str]) -> None:
+    """Refuse a limit that the command could lift by writing to its own cgroup.
+
+    Raises:
+        SpecError: an operation shows the cgroup, writable, and no later one covers it.
+    """
+    for path in map(Path, map(os.path.realpath, cgroups)):
+        shown: set[Path] = set()
+        for operation in spec.filesystem:
+            dest = _dest(operation)
+            if dest is None:
+                continue
+            shown = {place for place in shown if not place.is_relative_to(dest)}
+            source = _writable_source(operation)
+            if source is not None and path.is_relative_to(source):
+                shown.add(dest / path.relative_to(source))
+        if shown:
+            mount = "/sys/fs/cgroup"
+            raise SpecError(
+                "Sandbox.filesystem",
+                f"shows the command its own cgroup, writable, at {min(shown)}, so that it could "
+                f"lift its limits: bind {mount} read-only after that",
+            )
+
+
+def _dest(operation: Operation) -> Path | None:
+    """What an operation mounts over; None if it mounts nothing."""
+    if isinstance(operation, Bind | BindFd | Tmpfs | Proc | Dev | Mqueue | BindData):
+        return Path(os.path.normpath(operation.dest))
+    return None
+
+
+def _writable_source(operation: Operation) -> Path | None:
+    if isinstance(operation, Bind) and not operation.read_only:
+        return Path(os.path.realpath(operation.source))
+    if isinstance(operation, BindFd) and not operation.read_only:
+        return Path(os.path.realpath(f"/proc/self/fd/{operation.fd}"))
     return None

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 HELLO = b"!"
+PATHS_PER_RECORD = 8
 
 
 class Janitor:
@@ -114,8 +115,11 @@ class Janitor:
         self._tell(b"-", paths)
 
     def _tell(self, word: bytes, paths: Iterable[str]) -> None:
-        for path in paths:
-            self._socket.send(word + os.fsencode(path))
+        # in one record what it can hold: each wakes the janitor
+        rest = [os.fsencode(path) for path in paths]
+        while rest:
+            self._socket.send(word + b"\0".join(rest[:PATHS_PER_RECORD]))
+            rest = rest[PATHS_PER_RECORD:]
 
     def kill(self) -> None:
         """End it without its work: another is told of everything that it knew."""

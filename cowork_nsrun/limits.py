@@ -23,6 +23,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 PARENT_VARIABLE = "NSRUN_CGROUP"
 LIMITS = ("memory", "pids", "cpu")
 USAGE = "usage"
+INNER = "inside"
 PERIOD_US = 100_000
 QUOTA_MIN_US = 1_000
 PIDS_MAX = 1 << 22
@@ -94,6 +96,41 @@ class CgroupUsage:
     memory_peak: int | None
     oom_kills: int | None
     pids_refused: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a field of :class:`CgroupUsage` comes from: a number, or the one behind a key."""
+
+    field: str
+    version: int
+    controller: str
+    file: str
+    key: str | None = None
+    factor: int = 1
+
+    @property
+    def is_event(self) -> bool:
+        """It counts what happened, not what was used."""
+        return self.field in {"oom_kills", "pids_refused"}
+
+    def is_in(self, place: Place) -> bool:
+        # v2 shows the files of every controller that the parent gives, asked for or not
+        return place.version == self.version and (
+            self.version == 2 or self.controller in place.controllers
+        )
+
+
+SOURCES = (
+    _Source("cpu_ns", 2, "cpu", "cpu.stat", "usage_usec", 1000),
+    _Source("memory_peak", 2, "memory", "memory.peak"),
+    _Source("oom_kills", 2, "memory", "memory.events", "oom_kill"),
+    _Source("pids_refused", 2, "pids", "pids.events", "max"),
+    _Source("cpu_ns", 1, "cpuacct", "cpuacct.usage"),
+    _Source("memory_peak", 1, "memory", "memory.max_usage_in_bytes"),
+    _Source("oom_kills", 1, "memory", "memory.oom_control", "oom_kill"),
+    _Source("pids_refused", 1, "pids", "pids.events", "max"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +263,16 @@ def _naps() -> Iterator[None]:
         pause = min(pause * 2, 0.05)
 
 
-def _kill(paths: Iterable[str]) -> bool:
+def _kill(paths: Collection[str]) -> bool:
     """Kill all that is in them; False if something is not to be killed."""
     for path in paths:
         _hold(path)
-    return any(all([_kill_once(path) for path in paths]) for _ in _naps())
+    for _ in _naps():
+        # every one of them each time, so no early end
+        left = [path for path in paths if not _kill_once(path)]
+        if not left:
+            return True
+    return False
 
 
 def _remove(paths: Iterable[str]) -> list[str]:
@@ -310,8 +352,6 @@ class _Owner:
 
     def __init__(self, program: str | None) -> None:
         self.pid = os.getpid()
-        # several of these in one process differ by it
-        self._token = secrets.token_hex(4)
         self._count = itertools.count()
         self._program = program
         self._lock = threading.Lock()
@@ -323,12 +363,16 @@ class _Owner:
         return self.pid == os.getpid()
 
     def new_name(self) -> str:
-        """As NAME has it: pid namespace, pid, start time, and what makes it the only one."""
+        return f"{self._prefix}-{next(self._count)}"
+
+    @cached_property
+    def _prefix(self) -> str:
+        """As NAME has it: pid namespace, pid, start time, and a word of this object's own."""
         start = _start_time(self.pid)
         if start is None:
             raise NsrunError(f"/proc/{self.pid}/stat can't be read: mount proc")
         namespace = os.stat("/proc/self/ns/pid").st_ino
-        return f"nsrun-{namespace}-{self.pid}-{start}-{self._token}-{next(self._count)}"
+        return f"nsrun-{namespace}-{self.pid}-{start}-{secrets.token_hex(4)}"
 
     def sweep(self, parents: Iterable[str]) -> None:
         for parent in parents:
@@ -402,7 +446,7 @@ class _Owner:
 
 def _find_program() -> str:
     # late, since process.py imports this module
-    from cowork_nsrun.program import find_program
+    from cowork_nsrun.program import find_program  # noqa: PLC0415
 
     return find_program()
 
@@ -417,14 +461,31 @@ class Cgroup:
     it, it can be read, but :meth:`close` does nothing and :meth:`kill` is refused.
 
     Attributes:
-        paths: directories; who is to be limited writes ``0`` to ``cgroup.procs`` in each.
-            That ``pids`` is reached does not keep anyone from coming in so.
+        paths: directories that have the limits.
+        inner: a directory in each of them; who is to be limited writes ``0`` to
+            ``cgroup.procs`` there.  That ``pids`` is reached does not keep anyone from
+            coming in so.  A namespace of cgroups that is made there, or a mount of one, has
+            the limits above its root, where they can't be written.
         held: limit to what holds it, ``cgroup v2`` or ``cgroup v1``.
     """
 
-    def __init__(self, owner: _Owner, paths: tuple[str, ...], held: dict[str, str]) -> None:
-        self.paths = paths
-        self.held = held
+    def __init__(self, owner: _Owner, name: str, found: dict[Place, list[str]]) -> None:
+        self.paths = tuple(f"{place.path}/{name}" for place in found)
+        self.held = {limit: f"cgroup v{place.version}" for place in found for limit in found[place]}
+        self._sources = [
+            (source, f"{path}/{source.file}")
+            for place, path in zip(found, self.paths, strict=True)
+            for source in SOURCES
+            if source.is_in(place)
+        ]
+        self.inner = tuple(f"{path}/{INNER}" for path in self.paths)
+        # v1 counts events where they happen, not where the limit is
+        self._sources += [
+            (source, f"{path}/{source.file}")
+            for place, path in zip(found, self.inner, strict=True)
+            for source in SOURCES
+            if source.is_in(place) and place.version == 1 and source.is_event
+        ]
         self._owner = owner
         self._lock = threading.Lock()
         self._closed = False
@@ -441,20 +502,17 @@ class Cgroup:
             return self._last if self._closed else self._usage()
 
     def _usage(self) -> CgroupUsage:
-        micros = self._read("cpu.stat", "usage_usec")
-        nanos = self._read("cpuacct.usage") if micros is None else micros * 1000
-        peak = self._read("memory.peak")
-        kills = self._read("memory.events", "oom_kill")
+        found: dict[str, int] = {}
+        for source, path in self._sources:
+            value = _value(path, source.key)
+            if value is not None:
+                found[source.field] = found.get(source.field, 0) + value * source.factor
         return CgroupUsage(
-            cpu_ns=nanos,
-            memory_peak=self._read("memory.max_usage_in_bytes") if peak is None else peak,
-            oom_kills=self._read("memory.oom_control", "oom_kill") if kills is None else kills,
-            pids_refused=self._read("pids.events", "max"),
+            found.get("cpu_ns"),
+            found.get("memory_peak"),
+            found.get("oom_kills"),
+            found.get("pids_refused"),
         )
-
-    def _read(self, file: str, key: str | None = None) -> int | None:
-        values = (_value(f"{path}/{file}", key) for path in self.paths)
-        return next((value for value in values if value is not None), None)
 
     def kill(self) -> None:
         """Kill every process in it and wait until none is left.
@@ -635,9 +693,7 @@ class Cgroups:
         found = self._find(list(asked), account)
         owner = self._mine()
         owner.sweep(place.path for place in found)
-        name = owner.new_name()
-        held = {limit: f"cgroup v{place.version}" for place in found for limit in found[place]}
-        cgroup = Cgroup(owner, tuple(f"{place.path}/{name}" for place in found), held)
+        cgroup = Cgroup(owner, owner.new_name(), found)
         owner.announce(cgroup)
         try:
             for place, path in zip(found, cgroup.paths, strict=True):
@@ -659,6 +715,8 @@ class Cgroups:
                     at = f"{path}/{setting.file}"
                     if not setting.optional or os.path.exists(at):
                         _write(at, setting.value)
+            at = f"{path}/{INNER}"
+            os.mkdir(at, 0o755)
         except OSError as error:
             number = error.errno or 0
             raise LimitError(

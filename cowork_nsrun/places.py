@@ -11,7 +11,8 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 NO_PROCESSES = (
     "start it with 'systemd-run --user --scope COMMAND', give its service Delegate=yes and "
@@ -67,12 +68,14 @@ class Hierarchy:
         controllers: those of a v1 hierarchy.
         candidates: directories that new cgroups may be made in, the best first.
         own: the directory of this process; None if no mount shows it.
+        explicit: the only candidate was named by the user.
     """
 
     version: int
     controllers: frozenset[str]
     candidates: tuple[str, ...]
     own: str | None
+    explicit: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,13 @@ class Place:
     Attributes:
         path: its directory.
         version: 1 or 2.
-        enable: controllers that it has yet to give to its children, v2.
+        controllers: those that were asked for, v1: all of the hierarchy's.
+        enable: those of them that it has yet to give to its children, v2.
     """
 
     path: str
     version: int
+    controllers: frozenset[str]
     enable: tuple[str, ...] = ()
 
 
@@ -174,7 +179,7 @@ def _upward(path: str, top: str) -> Iterator[str]:
     """The directory, its parent and so on, up to and with the mount point."""
     while True:
         yield path
-        if path == top or path == "/":
+        if path in (top, "/"):
             return
         path = os.path.dirname(path)
 
@@ -236,7 +241,8 @@ class Places:
                 upward = tuple(_upward(directory, mount.point))
                 # a v1 process may have siblings below itself, and stays in its own limits so
                 candidates = upward if version == 2 else upward[:1]
-        return Hierarchy(version, controllers, (explicit,) if explicit else candidates, own)
+        candidates = (explicit,) if explicit else candidates
+        return Hierarchy(version, controllers, candidates, own, explicit is not None)
 
     def hierarchy(self, controller: str) -> Hierarchy:
         """The one that a controller is in.
@@ -273,8 +279,8 @@ class Places:
         """
         key = hierarchy, controllers
         if key not in self._found:
-            check = _place_v1 if hierarchy.version == 1 else _place_v2
-            self._found[key] = check(hierarchy, controllers)
+            v1 = hierarchy.version == 1
+            self._found[key] = _place_v1(hierarchy) if v1 else _place_v2(hierarchy, controllers)
         return self._found[key]
 
     def enable(self, place: Place) -> None:
@@ -292,20 +298,20 @@ class Places:
             file.write(words.encode())
         for key, found in list(self._found.items()):
             if found == place:
-                self._found[key] = Place(place.path, place.version)
+                self._found[key] = replace(found, enable=())
 
 
-def _place_v1(hierarchy: Hierarchy, controllers: frozenset[str]) -> Place:
+def _place_v1(hierarchy: Hierarchy) -> Place:
     path = hierarchy.candidates[0]
     number = _writable(path)
     if not number:
-        return Place(path, 1)
+        return Place(path, 1, hierarchy.controllers)
     user = f"{path}/nsrun-user-{os.geteuid()}"
     raise Missing(
         f"cgroup v1, {path}: {os.strerror(number)}",
         path,
         number,
-        f"v1 hierarchies are root's; as root: mkdir {user} && chown -R {os.geteuid()} {user}, "
+        f"v1 hierarchies are root's; as root: mkdir {user} && chown {os.geteuid()} {user}, "
         f"then set NSRUN_CGROUP={user} (more directories behind colons)",
     )
 
@@ -320,57 +326,81 @@ class _Refusal:
 
 def _place_v2(hierarchy: Hierarchy, controllers: frozenset[str]) -> Place:
     refusals: list[_Refusal] = []
-    places: list[Place] = []
     for path in hierarchy.candidates:
-        found = _look_at_v2(path, hierarchy.own, controllers)
+        found = _look_at_v2(path, hierarchy, controllers)
         if isinstance(found, Place):
-            places.append(found)
-        else:
-            refusals.append(found)
-    if places:
-        # the nearest that needs no change, else the nearest
-        return min(places, key=lambda place: bool(place.enable))
+            return found
+        refusals.append(found)
     evidence = "; ".join(f"{each.path}: {each.reason}" for each in refusals)
     # one that lacks a word written by root is nearer to the goal than one that is not ours
     best = min(refusals, key=lambda each: each.remedy == NO_PROCESSES)
     raise Missing(f"cgroup v2, {evidence}", best.path, best.errno, best.remedy)
 
 
-def _look_at_v2(path: str, own: str | None, controllers: frozenset[str]) -> Place | _Refusal:
-    names = " and ".join(sorted(controllers))
+def _look_at_v2(path: str, tree: Hierarchy, controllers: frozenset[str]) -> Place | _Refusal:
+    lacking = controllers - set(read_words(f"{path}/cgroup.subtree_control"))
+    refused = _entry(path, tree.own)
+    if refused is None and lacking:
+        refused = _giving(path, tree.explicit, lacking)
+    return refused or Place(path, 2, controllers, tuple(sorted(lacking)))
+
+
+def _giving(path: str, explicit: bool, lacking: frozenset[str]) -> _Refusal | None:
+    """Why controllers can't be given to the children of a cgroup."""
+    names = " and ".join(sorted(lacking))
+    if not lacking <= set(read_words(f"{path}/cgroup.controllers")):
+        return _Refusal(path, errno.ENODEV, f"{names} not among its controllers")
+    if read_words(f"{path}/cgroup.procs"):
+        return _inhabited(path, " ".join(f"+{name}" for name in sorted(lacking)))
+    number = _writable(f"{path}/cgroup.subtree_control")
+    if number:
+        return _Refusal(path, number, f"cgroup.subtree_control: {os.strerror(number)}")
+    if not (explicit or _is_delegated(path)):
+        return _Refusal(path, errno.EPERM, f"not delegated, and its children have no {names}")
+    return None
+
+
+def _is_delegated(path: str) -> bool:
+    """Whether its controllers are ours to give; that root may write to it tells nothing.
+
+    They are if it is a user's own, or has the mark of systemd, systemd.resource-control(5).
+    """
+    try:
+        owner = os.stat(path).st_uid
+    except OSError:
+        return False
+    if owner and owner == os.geteuid():
+        return True
+    for name in ("trusted.delegate", "user.delegate"):
+        with suppress(OSError):
+            if os.getxattr(path, name) == b"1":
+                return True
+    return False
+
+
+def _inhabited(path: str, words: str) -> _Refusal:
+    """It holds processes, so its controllers stay as they are."""
+    reason = f"{words} not in cgroup.subtree_control, and it holds processes"
+    if os.path.exists(f"{path}/cgroup.type"):
+        return _Refusal(path, errno.EBUSY, reason)
+    # only the root of all may have both; that is the administrator's to decide
+    remedy = f"as root: echo '{words}' > {path}/cgroup.subtree_control"
+    return _Refusal(path, errno.EBUSY, reason, remedy)
+
+
+def _entry(path: str, own: str | None) -> _Refusal | None:
+    """Why no cgroup can be made there, or no process of ours could enter it."""
     kind = " ".join(read_words(f"{path}/cgroup.type")) or "domain"
     if kind != "domain":
         return _Refusal(path, errno.EOPNOTSUPP, f"of type {kind}")
     number = _writable(path)
     if number:
         return _Refusal(path, number, os.strerror(number))
-    refused = _entry(path, own)
-    if refused is not None:
-        return refused
-    lacking = controllers - set(read_words(f"{path}/cgroup.subtree_control"))
-    if not lacking:
-        return Place(path, 2)
-    if not lacking <= set(read_words(f"{path}/cgroup.controllers")):
-        return _Refusal(path, errno.ENODEV, f"{names} not among its controllers")
-    if read_words(f"{path}/cgroup.procs"):
-        words = " ".join(f"+{name}" for name in sorted(lacking))
-        reason = f"{words} not in cgroup.subtree_control, and it holds processes"
-        if os.path.exists(f"{path}/cgroup.type"):
-            return _Refusal(path, errno.EBUSY, reason)
-        # only the root of all may have both; that is the administrator's to decide
-        remedy = f"as root: echo '{words}' > {path}/cgroup.subtree_control"
-        return _Refusal(path, errno.EBUSY, reason, remedy)
-    number = _writable(f"{path}/cgroup.subtree_control")
-    if number:
-        return _Refusal(path, number, f"cgroup.subtree_control: {os.strerror(number)}")
-    return Place(path, 2, tuple(sorted(lacking)))
-
-
-def _entry(path: str, own: str | None) -> _Refusal | None:
-    """Who moves a process must be able to write to the cgroup above both, cgroups(7)."""
+    # who moves a process must be able to write to the cgroup above both, cgroups(7)
     common = path if own is None else os.path.commonpath((path, own))
     procs = f"{common}/cgroup.procs"
     number = _writable(procs)
-    if not number:
-        return None
-    return _Refusal(path, number, f"processes can't be moved there, {procs}: {os.strerror(number)}")
+    if number:
+        reason = f"processes can't be moved there, {procs}: {os.strerror(number)}"
+        return _Refusal(path, number, reason)
+    return None

@@ -17,7 +17,7 @@
 #define CGROUP_V2_MAGIC 0x63677270
 #define OURS "nsrun-"
 
-enum { BATCH = 64, DIGITS = 10 };
+enum { BATCH = 64 };
 
 struct batch {
 	int n;
@@ -55,8 +55,9 @@ static int put(const char *dir, const char *file, const char *text)
 static void each_pid(const char *dir, struct batch *batch, pid_fn visit)
 {
 	char path[NSR_CGROUP_PATH + 32], data[4096];
-	int fd, pid = 0, digits = 0;
+	unsigned int pid = 0;
 	ssize_t n;
+	int fd;
 
 	snprintf(path, sizeof(path), "%s/cgroup.procs", dir);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -64,13 +65,13 @@ static void each_pid(const char *dir, struct batch *batch, pid_fn visit)
 		return;
 	while ((n = read(fd, data, sizeof(data))) > 0) {
 		for (ssize_t i = 0; i < n; i++) {
-			if (data[i] >= '0' && data[i] <= '9' && ++digits < DIGITS) {
-				pid = pid * 10 + data[i] - '0';
+			if (data[i] >= '0' && data[i] <= '9') {
+				pid = pid * 10 + (unsigned int)(data[i] - '0');
 				continue;
 			}
 			if (pid)
-				visit(batch, pid);
-			pid = digits = 0;
+				visit(batch, (int)pid);
+			pid = 0;
 		}
 	}
 	close(fd);
@@ -114,7 +115,7 @@ static void kill_some(const char *path)
 static void remove_one(const char *path)
 {
 	/* whether it worked shows at the top, in the end */
-	(void)!rmdir(path);
+	rmdir(path);
 }
 
 /* The deepest first; path is a buffer of NSR_CGROUP_PATH bytes and is as before after it. */

@@ -4,8 +4,8 @@
  * remove the cgroups that it could not remove itself.
  *
  * FD is one end of an AF_UNIX SOCK_SEQPACKET pair that the parent made.  Over
- * it comes a record "+PATH" before a cgroup is made and "-PATH" once it is
- * gone.  The first record goes the other way: "!", with a pidfd of this
+ * it comes a record "+PATHS" before cgroups are made and "-PATHS" once they are
+ * gone, with NULs between the paths.  The first record goes the other way: "!", with a pidfd of this
  * process.  When the parent is gone, or has closed the socket, everything that
  * is still known is killed and removed.  The parent's end alone is not enough
  * to tell: a fork of the parent holds it too.
@@ -31,6 +31,7 @@ enum { RECORDS, OWNER, KEPT };
 
 enum {
 	MAX_PATHS = 65536,
+	MAX_RECORD = 1 + 8 * NSR_CGROUP_PATH,
 	LONGEST_NAP_MS = 100,
 	ROUNDS = 600,               /* a minute: what no SIGKILL ends by then stays */
 };
@@ -79,28 +80,37 @@ static int forget(const char *path)
 	return -1;
 }
 
+/* The paths of a record; end points at the NUL behind the last. */
+static int obey(char word, const char *paths, const char *end)
+{
+	int (*const act)(const char *) = word == '+' ? add : forget;
+
+	if (word != '+' && word != '-')
+		return -EBADMSG;
+	for (; paths <= end; paths += strlen(paths) + 1)
+		if (act(paths))
+			return -EBADMSG;
+	return 1;
+}
+
 /* 1: took one, 0: no more will come, -EAGAIN: none yet, -EBADMSG: not a record. */
 static int take_record(void)
 {
-	static char record[1 + NSR_CGROUP_PATH + 1];
+	char record[MAX_RECORD + 1];
 	ssize_t n;
 
 	do
-		n = recv(RECORDS, record, sizeof(record) - 1, MSG_DONTWAIT | MSG_TRUNC);
+		n = recv(RECORDS, record, MAX_RECORD, MSG_DONTWAIT | MSG_TRUNC);
 	/* a reset is told once, ahead of the records that are still there */
 	while (n < 0 && (errno == EINTR || errno == ECONNRESET));
 	if (n < 0)
 		return errno == EAGAIN ? -EAGAIN : 0;
 	if (!n)
 		return 0;
-	if ((size_t)n >= sizeof(record))
+	if (n > MAX_RECORD)
 		return -EBADMSG;
 	record[n] = '\0';
-	if (strlen(record) != (size_t)n)
-		return -EBADMSG;
-	if (record[0] == '+')
-		return add(record + 1) ? -EBADMSG : 1;
-	return record[0] == '-' && !forget(record + 1) ? 1 : -EBADMSG;
+	return obey(record[0], record + 1, record + n);
 }
 
 /* Until the parent is gone; -EBADMSG if it is there but speaks nonsense. */
