@@ -39,6 +39,7 @@ class Result:
     minor_faults: float | None = None
     per_second: float | None = None
     ratio: float | None = None
+    memory_bytes: float | None = None
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import SIGNAL_BASE, Handle, start
+from cowork_nsrun.handle import SIGNAL_BASE, SIGNALS, Handle, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import Argv, Result, Timings, extras_for
 from cowork_nsrun.spec import Namespace, Sandbox
@@ -231,7 +231,7 @@ class AsyncProcess:
         return Result(
             self.argv,
             code,
-            number if number in signal.valid_signals() else None,
+            number if number in SIGNALS else None,
             stdout,
             stderr,
             Timings(self._handle.spawn_ns, self._total_ns),

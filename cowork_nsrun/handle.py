@@ -24,6 +24,8 @@ from cowork_nsrun.teardown import teardown
 log = logging.getLogger(__name__)
 
 SIGNAL_BASE = 128
+# asked for once: each answer is a new set of enumeration members
+SIGNALS = frozenset(signal.valid_signals())
 IN_PROCESS = "namespaces"
 BY_PROGRAM = "namespaces (nsrun program)"
 
@@ -171,7 +173,7 @@ class Handle:
         if code and usage.pids_refused:
             return Ending.OUT_OF_PIDS
         number = code - SIGNAL_BASE
-        return Ending.SIGNALED if number in signal.valid_signals() else Ending.EXITED
+        return Ending.SIGNALED if number in SIGNALS else Ending.EXITED
 
     def _check_owner(self) -> None:
         if not self.is_ours():

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, over
 from cowork_nsrun._native import Number, PlanFlag
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, Ending, Handle, Usage, start
+from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, SIGNALS, Ending, Handle, Usage, start
 from cowork_nsrun.plan import Extras, Plan, milliseconds
 from cowork_nsrun.spec import Namespace, Sandbox
 from cowork_nsrun.streams import PIPE, Ends, OutOfTime, Pump, Stream, Terminal
@@ -284,7 +284,7 @@ class Process(Generic[Output]):
         return Result(
             self.argv,
             code,
-            number if number in signal.valid_signals() else None,
+            number if number in SIGNALS else None,
             none if stdout is None else stdout,
             none if stderr is None else stderr,
             Timings(self._handle.spawn_ns, self._total_ns),
