@@ -350,8 +350,6 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 	pid_t parent = getppid();
 	pid_t pid;
 
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-		return nsr_diag_errno(diag, errno, "prctl(PR_SET_NO_NEW_PRIVS) failed"), -1;
 	if (nsr_prepare(ctx, plan, NULL, diag) || nsr_reserve_fds(plan, diag) || open_channels(ctx, diag) || join_userns(ctx, diag))
 		return -1;
 	if (plan->number[NSR_PIDNS_FD] != -1 && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * dispatch.c - run a plan by the backend that is to run it.
+ *
+ * The attempt in our own namespaces is the run itself: nothing is probed first,
+ * but where AppArmor is known to take rights away after the clone, when a plan
+ * could no longer be handed on.
+ */
+#include "dispatch.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bwrap.h"
+#include "diag.h"
+#include "select.h"
+
+struct dispatch {
+	struct nsr_plan *plan;
+	struct nsr_ctx *ctx;
+	struct nsr_diag *diag;
+	struct nsr_request request;
+	int as_bwrap;
+	nsr_warn_fn say;
+	void *say_arg;
+};
+
+/* Static: large, and touched only when something is refused. */
+static struct nsr_probes probes;
+static struct nsr_selection selection;
+
+/* The kernel made no namespaces at all; nothing has happened yet. */
+static int refused(const struct nsr_diag *diag)
+{
+	static const int errors[] = { EPERM, EACCES, EINVAL, ENOSYS, ENOSPC, EUSERS };
+
+	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
+		if (diag->step == NSR_STEP_CLONE && diag->err == errors[i])
+			return 1;
+	return 0;
+}
+
+static int may_fall_back(const struct dispatch *d)
+{
+	if (d->request.wish == NSR_WISH_NAMESPACES || getenv(NSR_FALLBACK_MARK))
+		return 0;
+	/* we are in that namespace by now, and can't leave it */
+	if (d->plan->number[NSR_USERNS_FD] != -1)
+		return 0;
+	return d->request.word || !d->as_bwrap || nsr_conf_bwrap_fallback();
+}
+
+static int run_bwrap(const struct dispatch *d, int tell)
+{
+	char line[NSR_DIAG_TEXT];
+
+	if (tell && !d->plan->choice.quiet) {
+		snprintf(line, sizeof(line), "own namespaces are refused (%s); run by %s",
+			 nsr_probe(&probes, NSR_PROBE_NAMESPACES)->evidence, probes.bwrap);
+		d->say(d->say_arg, line);
+	}
+	nsr_bwrap_exec(d->plan, probes.bwrap, d->diag);
+	return -1;
+}
+
+/* The error stays the first one, with what else there is not. */
+static int nothing_else(const struct dispatch *d)
+{
+	size_t len = strlen(d->diag->text);
+
+	if (!len)
+		nsr_diag_set(d->diag, "%s", selection.reason);
+	else if (!d->as_bwrap)
+		snprintf(d->diag->text + len, sizeof(d->diag->text) - len,
+			 "; %s; see 'nsrun doctor'",
+			 nsr_probe(&probes, NSR_PROBE_BWRAP)->evidence);
+	return -1;
+}
+
+/* Our own namespaces are out of the question: what is at least as strong? */
+static int fall_back(const struct dispatch *d)
+{
+	nsr_select(&probes, &d->request, &selection);
+	if (selection.backend == NSR_BACKEND_BWRAP)
+		return run_bwrap(d, 1);
+	if (selection.backend == NSR_BACKEND_NAMESPACES) {
+		/* this plan is refused what others are not, such as one more namespace */
+		size_t len = strlen(d->diag->text);
+
+		if (!d->as_bwrap)
+			snprintf(d->diag->text + len, sizeof(d->diag->text) - len,
+				 "; other sandboxes can be made here, see 'nsrun doctor'");
+		return -1;
+	}
+	return nothing_else(d);
+}
+
+static int run_namespaces(const struct dispatch *d)
+{
+	int status;
+
+	if (nsr_apparmor_suspect() && may_fall_back(d) &&
+	    nsr_probe(&probes, NSR_PROBE_NAMESPACES)->verdict != NSR_OK) {
+		d->diag->text[0] = '\0';
+		return fall_back(d);
+	}
+	status = nsr_run_command(d->plan, d->ctx, d->diag);
+	if (status < 0 && refused(d->diag) && may_fall_back(d))
+		return fall_back(d);
+	return status;
+}
+
+/* Nothing that anybody asked for by name is tried before it was found to work. */
+static int run_selected(const struct dispatch *d)
+{
+	nsr_select(&probes, &d->request, &selection);
+	if (selection.backend == NSR_BACKEND_BWRAP)
+		return run_bwrap(d, 0);
+	nsr_diag_set(d->diag, "%s; see 'nsrun doctor'", selection.reason);
+	return -1;
+}
+
+int nsr_dispatch(struct nsr_plan *plan, struct nsr_ctx *ctx, int as_bwrap, nsr_warn_fn say,
+		 void *say_arg, struct nsr_diag *diag)
+{
+	struct dispatch d = { .plan = plan, .ctx = ctx, .diag = diag, .as_bwrap = as_bwrap,
+			      .say = say, .say_arg = say_arg };
+	const char *variable = as_bwrap ? NULL : getenv(NSR_BACKEND_VARIABLE);
+
+	if (nsr_request_read(&d.request, plan->choice.backend, variable, diag))
+		return -1;
+	switch (d.request.wish) {
+	case NSR_WISH_AUTO:
+	case NSR_WISH_ANY_NAMESPACES:
+	case NSR_WISH_NAMESPACES:
+		return run_namespaces(&d);
+	default:
+		return run_selected(&d);
+	}
+}
