@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import cowork_nsrun
+from cowork_nsrun import doctor
 from cowork_nsrun.errors import NsrunError, TimeoutExpired
 from cowork_nsrun.process import run
 from cowork_nsrun.spec import Sandbox
@@ -94,7 +95,11 @@ def _version(words: Sequence[str]) -> int:
     return 0
 
 
-WORDS: dict[str, Callable[[Sequence[str]], int]] = {"run": _run, "version": _version}
+WORDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _run,
+    "version": _version,
+    "doctor": doctor.main,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,8 +28,8 @@ struct dispatch {
 };
 
 /* Static: large, and touched only when something is refused. */
-static struct nsr_probes probes;
-static struct nsr_selection selection;
+static struct nsr_probes probes NSR_COLD;
+static struct nsr_selection selection NSR_COLD;
 
 /* The kernel made no namespaces at all; nothing has happened yet. */
 static int refused(const struct nsr_diag *diag)

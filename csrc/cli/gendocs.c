@@ -14,7 +14,7 @@
 #include "options.h"
 
 /* The words that Python carries out; the same in every shell. */
-#define WORDS "run version"
+#define WORDS "run version doctor"
 
 /* In the kernel's order; checked against the parser's own table below. */
 static const char *const caps[] = {
@@ -118,7 +118,7 @@ static void man(void)
 	       ".SH NAME\nnsrun \\- run a program in a sandbox\n"
 	       ".SH SYNOPSIS\n.B nsrun\n.RI [ OPTIONS... ]\n.RB [ \\-\\- ]\n"
 	       ".I COMMAND\n.RI [ ARGS... ]\n.br\n.B nsrun run\n.RI [ OPTIONS... ]\n"
-	       ".B \\-\\-\n.I COMMAND\n.RI [ ARGS... ]\n.br\n.B nsrun version\n", NSR_VERSION);
+	       ".B \\-\\-\n.I COMMAND\n.RI [ ARGS... ]\n.br\n.B nsrun version\n.br\n.B nsrun doctor\n", NSR_VERSION);
 	printf(".SH DESCRIPTION\n"
 	       "With options, or called by the name\n.BR bwrap ,\n.B nsrun\n"
 	       "reads the command line of\n.BR bwrap (1)\n"
@@ -127,7 +127,8 @@ static void man(void)
 	       "runs\n.I COMMAND\nin it.\n.PP\n"
 	       "With a word, it hands over to the Python package installed beside it:\n"
 	       ".B nsrun run\nstarts a command with sensible defaults (see\n"
-	       ".BR \"nsrun run \\-\\-help\" ),\n.B nsrun version\nshows the versions.\n.PP\n"
+	       ".BR \"nsrun run \\-\\-help\" ),\n.B nsrun version\nshows the versions,\n"
+	       ".B nsrun doctor\nsays what runs sandboxes on this machine.\n.PP\n"
 	       "The new root is empty: what no option puts there is not there.\n"
 	       ".SH OPTIONS\n");
 	for (const struct nsr_option_doc *doc = nsr_option_docs; doc->section || doc->name; doc++) {

@@ -11,8 +11,8 @@
 
 enum { FORMAT = 1, EXE = 4096 };
 
-static struct nsr_probes probes;
-static struct nsr_selection selection;
+static struct nsr_probes probes NSR_COLD;
+static struct nsr_selection selection NSR_COLD;
 
 /* A byte outside ASCII becomes the lone surrogate that Python knows it by (PEP 383). */
 static void put_string(const char *text)
@@ -89,9 +89,11 @@ int nsr_print_probes(const struct nsr_choice *choice, struct nsr_diag *diag)
 {
 	struct nsr_request request = { .allow_host = choice->allow_host };
 
+	/* a word that names no backend is an answer too: none */
 	if (nsr_request_read(&request, choice->backend, getenv(NSR_BACKEND_VARIABLE), diag))
-		return -1;
-	nsr_select(&probes, &request, &selection);
+		snprintf(selection.reason, sizeof(selection.reason), "%s", diag->text);
+	else
+		nsr_select(&probes, &request, &selection);
 	printf("{\n  \"format\": %d,\n", FORMAT);
 	put_executable();
 	printf("  \"probes\": [\n");

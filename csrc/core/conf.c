@@ -7,7 +7,6 @@
  * It counts only if it is root's, and nobody else can write to it.
  */
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -26,13 +25,22 @@ static int trusted(int fd)
 	       !(st.st_mode & (S_IWGRP | S_IWOTH));
 }
 
+/* The text behind this word and blanks, or NULL if it does not begin so. */
+static const char *behind(const char *at, const char *word)
+{
+	size_t len = strlen(word);
+
+	if (!at || strncmp(at, word, len))
+		return NULL;
+	return at + len + strspn(at + len, " \t\r");
+}
+
 /* A line "key = value", blanks as one likes. */
 static int says_yes(const char *line)
 {
-	char key[32], value[8], rest;
+	const char *at = behind(behind(behind(behind(line, ""), "bwrap-fallback"), "="), "yes");
 
-	return sscanf(line, " %31[a-z-] = %7[a-z] %c", key, value, &rest) == 2 &&
-	       !strcmp(key, "bwrap-fallback") && !strcmp(value, "yes");
+	return at && !*at;
 }
 
 int nsr_conf_bwrap_fallback(void)

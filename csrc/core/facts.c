@@ -63,18 +63,32 @@ long nsr_fact_status(const char *name, long otherwise)
 	return otherwise;
 }
 
-/* The fifth word of each line of mountinfo: proc(5). */
+/* The fifth word of a line of mountinfo, in place: proc(5). */
+static char *fifth_word(char *line)
+{
+	for (int i = 0; line && i < 4; i++) {
+		line = strchr(line, ' ');
+		line = line ? line + 1 : NULL;
+	}
+	if (line)
+		line[strcspn(line, " \n")] = '\0';
+	return line;
+}
+
 static int each_mount_point(int (*visit)(void *arg, const char *point), void *arg)
 {
 	FILE *file = fopen("/proc/self/mountinfo", "re");
-	char line[LINE_SIZE], point[LINE_SIZE];
+	char line[LINE_SIZE];
 	int stop = 0;
 
 	if (!file)
 		return -errno;
-	while (!stop && fgets(line, sizeof(line), file))
-		if (sscanf(line, "%*s %*s %*s %*s %8191s", point) == 1)
+	while (!stop && fgets(line, sizeof(line), file)) {
+		const char *point = fifth_word(line);
+
+		if (point)
 			stop = visit(arg, point);
+	}
 	fclose(file);
 	return stop;
 }

@@ -24,6 +24,9 @@ enum nsr_probe_id {
 	NSR_PROBE_END,
 };
 
+/* Apart from what every run touches; see main.c. */
+#define NSR_COLD __attribute__((section(".cold_bss,\"aw\",@nobits#")))
+
 enum { NSR_PROBE_DEADLINE_MS = 20000, NSR_PROBE_PATH = 4096 };
 
 /* Every probe is made at most once: when its answer is first asked for. */

@@ -94,9 +94,11 @@ static const char *zero_limit(void)
 static void say_limit(struct nsr_probe *out, int err)
 {
 	const char *kind = zero_limit();
+	char remedy[32];
 
+	snprintf(remedy, sizeof(remedy), "userns-max-%s", kind);
 	if (*kind)
-		nsr_probe_say(out, NSR_BLOCKED, err, "userns-max",
+		nsr_probe_say(out, NSR_BLOCKED, err, remedy,
 			      "the sysctl user.max_%s_namespaces is 0", kind);
 	else
 		nsr_probe_say(out, NSR_BLOCKED, err, "userns-limit",

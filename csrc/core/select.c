@@ -4,7 +4,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 
 #include "diag.h"
 
@@ -40,49 +39,6 @@ static const enum nsr_backend orders[NSR_WISH_END][NSR_BACKEND_END] = {
 const char *nsr_backend_name(enum nsr_backend backend)
 {
 	return backends[backend].name;
-}
-
-static int wish_by_name(const char *word, int by_option, enum nsr_wish *out)
-{
-	static const struct {
-		const char *word;
-		enum nsr_wish wish;
-		int option_only;
-	} words[] = {
-		{ "auto", NSR_WISH_AUTO, 1 }, { "namespaces", NSR_WISH_NAMESPACES, 1 },
-		{ "bwrap", NSR_WISH_BWRAP, 0 }, { "kvm", NSR_WISH_KVM, 0 },
-		{ "host", NSR_WISH_HOST, 0 },
-	};
-
-	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
-		if (strcasecmp(word, words[i].word) || (words[i].option_only && !by_option))
-			continue;
-		*out = words[i].wish;
-		/* the launchers' word means the kind of sandbox, not who makes it */
-		if (*out == NSR_WISH_BWRAP && !by_option)
-			*out = NSR_WISH_ANY_NAMESPACES;
-		return 0;
-	}
-	return -1;
-}
-
-int nsr_request_read(struct nsr_request *out, const char *option, const char *variable,
-		     struct nsr_diag *diag)
-{
-	const char *word = option ? option : variable;
-
-	out->wish = NSR_WISH_AUTO;
-	out->word = NULL;
-	out->by = "default";
-	if (!word || (!option && !*word))
-		return 0;
-	out->word = word;
-	out->by = option ? "--backend" : NSR_BACKEND_VARIABLE;
-	if (!wish_by_name(word, option != NULL, &out->wish))
-		return 0;
-	return nsr_diag_set(diag, "Unknown backend \"%.200s\" in %s: --backend takes auto, "
-			    "namespaces, bwrap, kvm or host, %s takes bwrap, kvm or host",
-			    word, out->by, NSR_BACKEND_VARIABLE);
 }
 
 static void fail(struct nsr_selection *out, enum nsr_probe_id id, const struct nsr_probe *probe)
@@ -140,7 +96,7 @@ static void give_reason(struct nsr_selection *out, struct nsr_probes *probes,
 			add(out, ", asked for by ");
 			add(out, request->by);
 		}
-		add(out, out->n_failed ? ", since not all is allowed here: " :
+		add(out, out->n_failed ? ", since what comes before it is refused: " :
 					 request->word ? "" : ", the first choice");
 	}
 	add_failures(out, probes);

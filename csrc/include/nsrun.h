@@ -234,4 +234,13 @@ struct nsr_probe {
  */
 void nsr_probe_namespaces(struct nsr_probe *out);
 
+/*
+ * May a sandbox be made by nsr_spawn?  option: as --backend takes it; variable:
+ * the value of COWORK_VM_BACKEND; NULL: not given.  1: yes.  0: no, then
+ * "nsrun --probe" says what else will run it; probe is filled if it was made.
+ * -EINVAL with diag filled: no such backend.
+ */
+int nsr_select_own(const char *option, const char *variable, struct nsr_probe *probe,
+		   struct nsr_diag *diag);
+
 #endif
