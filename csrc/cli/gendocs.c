@@ -15,6 +15,7 @@
 
 /* The words that Python carries out; the same in every shell. */
 #define WORDS "run version doctor"
+#define BACKENDS "auto namespaces bwrap kvm host"
 
 /* In the kernel's order; checked against the parser's own table below. */
 static const char *const caps[] = {
@@ -42,6 +43,7 @@ static const struct kind {
 	{ "PATH", "_nsrun_files", "_files" },
 	{ "TARGET", "_nsrun_files", "_files" },
 	{ "FD", "_nsrun_fds", "_nsrun_fds" },
+	{ "BACKEND", "_nsrun_backends", "(" BACKENDS ")" },
 	{ "CAP", "_nsrun_caps", "_nsrun_caps" },
 	{ "VAR", "_nsrun_vars", "_parameters -g '*export*'" },
 	{ "UID", "_nsrun_uids", "_nsrun_uids" },
@@ -176,6 +178,7 @@ static void bash(void)
 	       "_nsrun_vars() { mapfile -t COMPREPLY < <(compgen -e -- \"$1\"); }\n"
 	       "_nsrun_uids() { _nsrun_words \"$1\" \"0 $UID\"; }\n"
 	       "_nsrun_gids() { _nsrun_words \"$1\" \"0 ${GROUPS[*]}\"; }\n"
+	       "_nsrun_backends() { _nsrun_words \"$1\" '" BACKENDS "'; }\n"
 	       "_nsrun_nothing() { COMPREPLY=(); }\n"
 	       "_nsrun_caps() {\n    _nsrun_words \"$1\" '");
 	print_caps();

@@ -55,8 +55,9 @@ static int find(char path[NSR_PROBE_PATH])
 static void become_bwrap(const char *path, int said_w)
 {
 	/* what it runs is itself: the one program that is sure to be there */
-	const char *const argv[] = { path, "--ro-bind", "/", "/", "--unshare-pid", "--proc",
-				     "/proc", "--dev", "/dev", "--", path, "--version", NULL };
+	const char *const argv[] = { path, "--ro-bind", "/", "/", "--unshare-pid", "--as-pid-1",
+				     "--proc", "/proc", "--dev", "/dev", "--", path, "--version",
+				     NULL };
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
 	/* as late as that: dup2(2) leaves close-on-exec behind */
