@@ -65,6 +65,18 @@ static int run_bwrap(const struct dispatch *d, int tell)
 	return -1;
 }
 
+/* A bwrap that makes most sandboxes may yet be refused what this one asks for. */
+static int bwrap_fits(const struct dispatch *d)
+{
+	const uint64_t special = NSR_CLONE_NEWUSER | NSR_CLONE_NEWCGROUP;
+	uint64_t unshare = (uint64_t)d->plan->number[NSR_UNSHARE];
+
+	if (!(unshare & special))
+		return 1;
+	nsr_probe_bwrap_for(&probes.probe[NSR_PROBE_BWRAP], probes.bwrap, unshare);
+	return probes.probe[NSR_PROBE_BWRAP].verdict == NSR_OK;
+}
+
 /* The error stays the first one, with what else there is not. */
 static int nothing_else(const struct dispatch *d)
 {
@@ -83,7 +95,7 @@ static int nothing_else(const struct dispatch *d)
 static int fall_back(const struct dispatch *d)
 {
 	nsr_select(&probes, &d->request, &selection);
-	if (selection.backend == NSR_BACKEND_BWRAP)
+	if (selection.backend == NSR_BACKEND_BWRAP && bwrap_fits(d))
 		return run_bwrap(d, 1);
 	if (selection.backend == NSR_BACKEND_NAMESPACES) {
 		/* this plan is refused what others are not, such as one more namespace */

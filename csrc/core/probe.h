@@ -45,6 +45,8 @@ void nsr_probe_say(struct nsr_probe *out, enum nsr_verdict verdict, int err, con
 
 /* One file a kind of probe. */
 void nsr_probe_bwrap(struct nsr_probe *out, char path[NSR_PROBE_PATH]);
+/* The same of a bwrap that was found, for a sandbox with these new namespaces. */
+void nsr_probe_bwrap_for(struct nsr_probe *out, const char *path, uint64_t unshare);
 void nsr_probe_kvm(struct nsr_probe *out);
 void nsr_probe_kvm_guest(struct nsr_probe *out);
 void nsr_probe_guest_kernel(struct nsr_probe *out);

@@ -14,6 +14,7 @@
 #include "diag.h"
 #include "probe.h"
 #include "sys.h"
+#include "uapi.h"
 
 #define CLOSE_RANGE_CLOEXEC (1U << 2)
 
@@ -52,14 +53,36 @@ static int find(char path[NSR_PROBE_PATH])
 	return 0;
 }
 
-static void become_bwrap(const char *path, int said_w)
+/* Its words for these namespaces. */
+static void add_namespaces(const char **argv, int *n, uint64_t unshare)
+{
+	static const struct {
+		uint64_t flag;
+		const char *option;
+	} options[] = {
+		{ NSR_CLONE_NEWUSER, "--unshare-user" }, { NSR_CLONE_NEWPID, "--unshare-pid" },
+		{ NSR_CLONE_NEWIPC, "--unshare-ipc" }, { NSR_CLONE_NEWUTS, "--unshare-uts" },
+		{ NSR_CLONE_NEWNET, "--unshare-net" },
+		{ NSR_CLONE_NEWCGROUP, "--unshare-cgroup" },
+	};
+
+	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++)
+		if (unshare & options[i].flag)
+			argv[(*n)++] = options[i].option;
+}
+
+static void become_bwrap(const char *path, uint64_t unshare, int said_w)
 {
 	/* what it runs is itself: the one program that is sure to be there */
-	const char *const argv[] = { path, "--ro-bind", "/", "/", "--unshare-pid", "--as-pid-1",
-				     "--proc", "/proc", "--dev", "/dev", "--", path, "--version",
-				     NULL };
+	const char *const rest[] = { "--ro-bind", "/", "/", "--as-pid-1", "--proc", "/proc",
+				     "--dev", "/dev", "--", path, "--version" };
+	const char *argv[32] = { path };
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	int n = 1;
 
+	add_namespaces(argv, &n, unshare | NSR_CLONE_NEWPID);
+	for (size_t i = 0; i < sizeof(rest) / sizeof(rest[0]); i++)
+		argv[n++] = rest[i];
 	/* as late as that: dup2(2) leaves close-on-exec behind */
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(said_w, 2) < 0)
 		_exit(EXIT_FAILURE);
@@ -112,7 +135,7 @@ static void classify(struct nsr_probe *out, const char *path, int status, char *
 			      WEXITSTATUS(status), *said ? said : "it said nothing");
 }
 
-static void try(struct nsr_probe *out, const char *path)
+void nsr_probe_bwrap_for(struct nsr_probe *out, const char *path, uint64_t unshare)
 {
 	char said[SAID] = "";
 	int pipe_fds[2], pidfd = -1, pid, status;
@@ -123,7 +146,7 @@ static void try(struct nsr_probe *out, const char *path)
 	}
 	pid = nsr_fork(&pidfd);
 	if (!pid)
-		become_bwrap(path, pipe_fds[1]);
+		become_bwrap(path, unshare, pipe_fds[1]);
 	close(pipe_fds[1]);
 	if (pid < 0) {
 		nsr_probe_say(out, NSR_UNKNOWN, -pid, NULL, "fork: %s", nsr_strerror(-pid));
@@ -138,6 +161,10 @@ static void try(struct nsr_probe *out, const char *path)
 
 void nsr_probe_bwrap(struct nsr_probe *out, char path[NSR_PROBE_PATH])
 {
+	/* no user namespace by name: with more rights than ours it needs none */
+	const uint64_t usual = NSR_CLONE_NEWPID | NSR_CLONE_NEWIPC | NSR_CLONE_NEWUTS |
+			       NSR_CLONE_NEWNET;
+
 	if (getenv(NSR_FALLBACK_MARK)) {
 		*path = '\0';
 		nsr_probe_say(out, NSR_BLOCKED, ELOOP, "bwrap-blocked",
@@ -145,6 +172,6 @@ void nsr_probe_bwrap(struct nsr_probe *out, char path[NSR_PROBE_PATH])
 	} else if (!find(path)) {
 		nsr_probe_say(out, NSR_MISSING, ENOENT, "bwrap-install", "no bwrap on PATH");
 	} else {
-		try(out, path);
+		nsr_probe_bwrap_for(out, path, usual);
 	}
 }
