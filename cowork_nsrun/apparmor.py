@@ -70,18 +70,16 @@ def _why_not(path: Path) -> str | None:
     """What would let another than root put a program there."""
     if any(character in str(path) for character in '"\\{}[]*?@^\n'):
         return "its name has characters that mean something in a profile"
-    for part in (path, *path.parents):
-        try:
+    try:
+        for part in (path, *path.parents):
             found = part.lstat()
-        except OSError as error:
-            return str(error)
-        if stat.S_ISLNK(found.st_mode):
-            return f"{part} is a symbolic link; name the file itself"
-        if found.st_uid:
-            return f"{part} belongs to uid {found.st_uid}, not to root"
-        writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if writable and not (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
-            return f"others than root can write to {part}"
+            if found.st_uid:
+                return f"{part} belongs to uid {found.st_uid}, not to root"
+            writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if writable and not (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
+                return f"others than root can write to {part}"
+    except OSError as error:
+        return str(error)
     if any((parent / "pyvenv.cfg").exists() for parent in path.parents):
         return "it is in a virtual environment, which is made to be replaced"
     return None

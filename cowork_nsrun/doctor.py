@@ -30,7 +30,7 @@ OTHER_PROGRAM = Path("/usr/bin/nsrun")
 class Level(StrEnum):
     """How a check went."""
 
-    PASS = "PASS"  # noqa: S105 - not a password
+    PASS = "PASS"
     INFO = "INFO"
     WARN = "WARN"
     FAIL = "FAIL"
@@ -222,9 +222,7 @@ def _check_json(check: Check) -> dict[str, Any]:
         "name": check.name,
         "level": check.level,
         "evidence": check.evidence,
-        "remedy": None
-        if helps is None
-        else {"text": helps.text, "commands": list(helps.commands)},
+        "remedy": None if helps is None else {"text": helps.text, "commands": list(helps.commands)},
     }
 
 

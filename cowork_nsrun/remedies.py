@@ -195,13 +195,13 @@ def _kvm_module(system: System) -> Remedy:
 def _kvm_permission(system: System) -> Remedy:
     if system.family is Family.NIXOS:
         return Remedy(
-            "In /etc/nixos/configuration.nix: users.users.NAME.extraGroups = [ \"kvm\" ]; "
+            'In /etc/nixos/configuration.nix: users.users.NAME.extraGroups = [ "kvm" ]; '
             "then log in again.",
             ("sudo nixos-rebuild switch",),
         )
     return Remedy(
         "Join the group that /dev/kvm belongs to, then log in again.",
-        ('sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm', 'sudo usermod -aG kvm "$USER"'),
+        ("sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm", 'sudo usermod -aG kvm "$USER"'),
     )
 
 

@@ -26,6 +26,7 @@ from cowork_nsrun import _native
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.probe import VARIABLE, Probe, ask_program, own
 from cowork_nsrun.process import find_program
+from cowork_nsrun.remedies import remedy, this_system
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +92,12 @@ class Selection:
         """Return this very selection if something will run a sandbox.
 
         Raises:
-            NsrunError: nothing will; with the reason.
+            NsrunError: nothing will; with the reason and what would help.
         """
-        if self.backend is None:
-            raise NsrunError(f"{self.reason}; see 'nsrun doctor'")
-        return self
+        if self.backend is not None:
+            return self
+        helps = "" if self.remedy is None else f" {remedy(self.remedy, this_system()).text}"
+        raise NsrunError(f"{self.reason}.{helps} See 'nsrun doctor'.")
 
 
 def select(

@@ -77,17 +77,32 @@ static int bwrap_fits(const struct dispatch *d)
 	return probes.probe[NSR_PROBE_BWRAP].verdict == NSR_OK;
 }
 
+static void add(struct nsr_diag *diag, const char *text)
+{
+	size_t len = strlen(diag->text);
+
+	snprintf(diag->text + len, sizeof(diag->text) - len, "; %s", text);
+}
+
+static void add_remedy(struct nsr_diag *diag)
+{
+	const char *text = nsr_remedy_text(selection.remedy);
+
+	if (text)
+		add(diag, text);
+	add(diag, "see 'nsrun doctor'");
+}
+
 /* The error stays the first one, with what else there is not. */
 static int nothing_else(const struct dispatch *d)
 {
-	size_t len = strlen(d->diag->text);
-
-	if (!len)
+	if (!*d->diag->text) {
 		nsr_diag_set(d->diag, "%s", selection.reason);
-	else if (!d->as_bwrap)
-		snprintf(d->diag->text + len, sizeof(d->diag->text) - len,
-			 "; %s; see 'nsrun doctor'",
-			 nsr_probe(&probes, NSR_PROBE_BWRAP)->evidence);
+		add_remedy(d->diag);
+	} else if (!d->as_bwrap) {
+		add(d->diag, nsr_probe(&probes, NSR_PROBE_BWRAP)->evidence);
+		add_remedy(d->diag);
+	}
 	return -1;
 }
 
@@ -99,11 +114,8 @@ static int fall_back(const struct dispatch *d)
 		return run_bwrap(d, 1);
 	if (selection.backend == NSR_BACKEND_NAMESPACES) {
 		/* this plan is refused what others are not, such as one more namespace */
-		size_t len = strlen(d->diag->text);
-
 		if (!d->as_bwrap)
-			snprintf(d->diag->text + len, sizeof(d->diag->text) - len,
-				 "; other sandboxes can be made here, see 'nsrun doctor'");
+			add(d->diag, "other sandboxes can be made here, see 'nsrun doctor'");
 		return -1;
 	}
 	return nothing_else(d);
@@ -130,7 +142,8 @@ static int run_selected(const struct dispatch *d)
 	nsr_select(&probes, &d->request, &selection);
 	if (selection.backend == NSR_BACKEND_BWRAP)
 		return run_bwrap(d, 0);
-	nsr_diag_set(d->diag, "%s; see 'nsrun doctor'", selection.reason);
+	nsr_diag_set(d->diag, "%s", selection.reason);
+	add_remedy(d->diag);
 	return -1;
 }
 

@@ -59,6 +59,9 @@ int nsr_request_read(struct nsr_request *out, const char *option, const char *va
 void nsr_select(struct nsr_probes *probes, const struct nsr_request *request,
 		struct nsr_selection *out);
 
+/* remedy.c: a few words, or NULL where there are none to say. */
+const char *nsr_remedy_text(const char *name);
+
 /* conf.c: /etc/nsrun.conf lets the program called bwrap fall back too. */
 int nsr_conf_bwrap_fallback(void);
 

@@ -161,7 +161,9 @@ def test_kvm_itself(tools: Tools, lack: Lack) -> None:
 
 
 def guest_kernel(script: str, tools: Tools) -> Any:
-    clean = "mount -t tmpfs boot /boot; if [ -d /lib/modules ]; then mount -t tmpfs m /lib/modules; fi"
+    clean = (
+        "mount -t tmpfs boot /boot; if [ -d /lib/modules ]; then mount -t tmpfs m /lib/modules; fi"
+    )
     return probe_of(World(script=f"{clean}; {script}").probe(tools), "guest-kernel")
 
 

@@ -31,8 +31,8 @@ LINES = {
     "namespaces": "--unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-net "
     "--unshare-cgroup --hostname here --uid 7 --gid 8",
     "tries": "--unshare-all --share-net",
-    "switches": "--unshare-user --unshare-pid --disable-userns --assert-userns-disabled --new-session "
-    "--die-with-parent --as-pid-1 --level-prefix --not-a-security-boundary",
+    "switches": "--unshare-user --unshare-pid --disable-userns --assert-userns-disabled "
+    "--new-session --die-with-parent --as-pid-1 --level-prefix --not-a-security-boundary",
     "all but": "--unshare-user --cap-drop ALL --cap-add cap_chown --cap-add CAP_KILL",
     "capabilities": "--unshare-user --cap-add cap_chown --cap-drop cap_kill",
     "all": "--unshare-user --cap-add ALL",

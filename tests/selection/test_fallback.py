@@ -198,9 +198,7 @@ def test_user_namespace_by_name_is_not_taken_for_granted(world: World, tools: To
     assert re.fullmatch(rb"nsrun: Creating new namespace failed: [^\n]+\n", ended.stderr), ended
 
 
-def test_never_without_being_asked_as_bwrap(
-    world: World, tools: Tools, set_user_id: Path
-) -> None:
+def test_never_without_being_asked_as_bwrap(world: World, tools: Tools, set_user_id: Path) -> None:
     """Called as bwrap: only where the installation's configuration, root's own, says so."""
     place = tools.directory / "configured"
     shutil.rmtree(place, ignore_errors=True)

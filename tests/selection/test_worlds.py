@@ -40,7 +40,8 @@ def fixed(**words: object) -> Callable[[Tools, pytest.FixtureRequest], World]:
 
 def with_bwrap(fixture: str, **words: object) -> Callable[[Tools, pytest.FixtureRequest], World]:
     return lambda tools, request: World(
-        bwrap=request.getfixturevalue(fixture), **words  # type: ignore[arg-type]
+        bwrap=request.getfixturevalue(fixture),
+        **words,  # type: ignore[arg-type]
     )
 
 
@@ -164,5 +165,3 @@ def test_nothing_is_left(case: Case, world: World, tools: Tools) -> None:
     )
     ended = world.run(tools, ["/usr/bin/python3", "-c", count, tools.nsrun, "--probe"])
     assert ended.stdout == b"none\n", ended
-
-
