@@ -42,6 +42,19 @@ static int refused(const struct nsr_diag *diag)
 	return 0;
 }
 
+/* The namespaces were made, and then what is done in every one of them was refused. */
+static int refused_later(const struct nsr_diag *diag)
+{
+	static const int steps[] = { NSR_STEP_UID_MAP, NSR_STEP_SETGROUPS, NSR_STEP_GID_MAP,
+				     NSR_STEP_SLAVE, NSR_STEP_SCRATCH, NSR_STEP_ROOT,
+				     NSR_STEP_PROC, NSR_STEP_TMPFS };
+
+	for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++)
+		if (diag->step == steps[i])
+			return diag->err == EPERM || diag->err == EACCES;
+	return 0;
+}
+
 static int may_fall_back(const struct dispatch *d)
 {
 	if (d->request.wish == NSR_WISH_NAMESPACES || getenv(NSR_FALLBACK_MARK))
@@ -121,6 +134,26 @@ static int fall_back(const struct dispatch *d)
 	return nothing_else(d);
 }
 
+/*
+ * By now the sandbox has read from the caller's fds, and the monitor has closed
+ * them: no other backend can be given the same plan.  It can be asked for.
+ */
+static int name_another(const struct dispatch *d)
+{
+	char text[NSR_PROBE_PATH + 64];
+
+	if (d->as_bwrap)
+		return -1;
+	nsr_select(&probes, &d->request, &selection);
+	if (selection.backend == NSR_BACKEND_NAMESPACES)
+		return -1;
+	if (selection.backend != NSR_BACKEND_BWRAP)
+		return nothing_else(d);
+	snprintf(text, sizeof(text), "with '--backend bwrap' %s would run it", probes.bwrap);
+	add(d->diag, text);
+	return -1;
+}
+
 static int run_namespaces(const struct dispatch *d)
 {
 	int status;
@@ -133,6 +166,8 @@ static int run_namespaces(const struct dispatch *d)
 	status = nsr_run_command(d->plan, d->ctx, d->diag);
 	if (status < 0 && refused(d->diag) && may_fall_back(d))
 		return fall_back(d);
+	if (status < 0 && refused_later(d->diag) && may_fall_back(d))
+		return name_another(d);
 	return status;
 }
 

@@ -198,6 +198,19 @@ def test_user_namespace_by_name_is_not_taken_for_granted(world: World, tools: To
     assert re.fullmatch(rb"nsrun: Creating new namespace failed: [^\n]+\n", ended.stderr), ended
 
 
+def test_too_late_to_hand_over(tools: Tools, set_user_id: Path) -> None:
+    """What is refused after the clone: the sandbox has read from the fds already."""
+    world = World(script="mount -t tmpfs -o ro mask /proc/irq", bwrap=set_user_id)
+    command = ["cat", "/proc/1/comm"]
+    assert world.probe(tools)["selection"]["backend"] == "bwrap"
+    ended = world.run(tools, [tools.nsrun, *SANDBOX, *command])
+    assert ended.returncode == 1
+    program = f"with '--backend bwrap' {set_user_id}/bwrap would run it"
+    assert ended.stderr.decode().endswith(f"; {program}\n"), ended
+    ended = world.run(tools, [tools.nsrun, "--backend", "bwrap", *SANDBOX, *command])
+    assert ended.stdout == b"bwrap\n", ended
+
+
 def test_never_without_being_asked_as_bwrap(world: World, tools: Tools, set_user_id: Path) -> None:
     """Called as bwrap: only where the installation's configuration, root's own, says so."""
     place = tools.directory / "configured"
