@@ -115,7 +115,7 @@ const struct nsr_probe *nsr_probe(struct nsr_probes *probes, enum nsr_probe_id i
 		nsr_probe_kvm(out);
 		break;
 	case NSR_PROBE_KVM_GUEST:
-		nsr_probe_kvm_guest(out);
+		nsr_probe_kvm_guest(out, nsr_probe(probes, NSR_PROBE_KVM));
 		break;
 	case NSR_PROBE_GUEST_KERNEL:
 		nsr_probe_guest_kernel(out);

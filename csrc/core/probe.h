@@ -48,7 +48,8 @@ void nsr_probe_bwrap(struct nsr_probe *out, char path[NSR_PROBE_PATH]);
 /* The same of a bwrap that was found, for a sandbox with these new namespaces. */
 void nsr_probe_bwrap_for(struct nsr_probe *out, const char *path, uint64_t unshare);
 void nsr_probe_kvm(struct nsr_probe *out);
-void nsr_probe_kvm_guest(struct nsr_probe *out);
+/* A small guest, where KVM itself was found. */
+void nsr_probe_kvm_guest(struct nsr_probe *out, const struct nsr_probe *kvm);
 void nsr_probe_guest_kernel(struct nsr_probe *out);
 void nsr_probe_landlock(struct nsr_probe *out);
 void nsr_probe_seccomp(struct nsr_probe *out);

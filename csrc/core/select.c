@@ -10,7 +10,7 @@
 static const struct {
 	const char *name;
 	const char *what;
-	enum nsr_probe_id needs[4]; /* in this order; NSR_PROBE_END ends them */
+	enum nsr_probe_id needs[5]; /* in this order; NSR_PROBE_END ends them */
 } backends[NSR_BACKEND_END] = {
 	[NSR_BACKEND_NONE] = { "none", "", { NSR_PROBE_END } },
 	[NSR_BACKEND_NAMESPACES] = { "namespaces", "namespaces",
@@ -18,8 +18,8 @@ static const struct {
 	[NSR_BACKEND_BWRAP] = { "bwrap", "namespaces through the installed bwrap",
 				{ NSR_PROBE_BWRAP, NSR_PROBE_END } },
 	[NSR_BACKEND_KVM] = { "kvm", "a microVM",
-			      { NSR_PROBE_MICROVM, NSR_PROBE_KVM, NSR_PROBE_GUEST_KERNEL,
-				NSR_PROBE_END } },
+			      { NSR_PROBE_MICROVM, NSR_PROBE_KVM, NSR_PROBE_KVM_GUEST,
+				NSR_PROBE_GUEST_KERNEL, NSR_PROBE_END } },
 	[NSR_BACKEND_HOST] = { "host", "the host, without namespaces",
 			       { NSR_PROBE_HOST, NSR_PROBE_SECCOMP, NSR_PROBE_LANDLOCK,
 				 NSR_PROBE_END } },
