@@ -217,7 +217,10 @@ static int fill(struct nsr_plan *plan)
 			return -ENOMEM;
 	return nsr_plan_add_word(plan, NSR_ARGV, "/nsrun-probe") ||
 	       nsr_plan_set_string(plan, NSR_CHDIR, "/") ||
-	       nsr_plan_set_number(plan, NSR_FLAGS, NSR_UNSHARE_CGROUP_TRY | NSR_DIE_WITH_PARENT) ||
+	       /* without rights, as most are: on an initramfs only such have a root of their own */
+	       nsr_plan_set_number(plan, NSR_CAPS_CLEAR, -1) ||
+	       nsr_plan_set_number(plan, NSR_FLAGS, NSR_UNSHARE_CGROUP_TRY |
+				   NSR_DIE_WITH_PARENT | NSR_CAPS_TOUCHED) ||
 	       nsr_plan_set_number(plan, NSR_UNSHARE, (int64_t)unshare) ? -ENOMEM : 0;
 }
 

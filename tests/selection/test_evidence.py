@@ -160,6 +160,22 @@ def test_kvm_itself(tools: Tools, lack: Lack) -> None:
     assert found["verdict"] == "ok", found
 
 
+def test_small_guest(tools: Tools, lack: Lack) -> None:
+    """It comes to an end with one answer or the other, and always the same."""
+    world = World(script=f"{HIDE_KVM}; mknod -m 0666 /dev/kvm c 10 232")
+    if kvm(world, tools)["verdict"] != "ok":
+        lack("no /dev/kvm: the small guest that tells whether it runs a kernel")
+    found = [probe_of(world.probe(tools), "kvm-guest") for _ in range(3)]
+    assert found[0]["verdict"] in ("ok", "blocked")
+    assert found[0]["remedy"] == (None if found[0]["verdict"] == "ok" else "kvm-unfit")
+    assert found[0] == found[1] == found[2]
+
+
+def test_no_guest_without_kvm(tools: Tools) -> None:
+    found = probe_of(World(script=HIDE_KVM).probe(tools), "kvm-guest")
+    assert (found["verdict"], found["evidence"]) == ("unknown", "not tried without KVM")
+
+
 def guest_kernel(script: str, tools: Tools) -> Any:
     clean = (
         "mount -t tmpfs boot /boot; if [ -d /lib/modules ]; then mount -t tmpfs m /lib/modules; fi"
