@@ -7,8 +7,11 @@ b'hello\\n'
 
 from cowork_nsrun._native import version as _version
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
+from cowork_nsrun.handle import Ending, Usage
+from cowork_nsrun.limits import LimitError
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.process import Result, Timings, run, run_plan
+from cowork_nsrun.pool import Pool, PoolExecutor, PoolStats
+from cowork_nsrun.process import Process, Result, Timings, popen, run, run_plan
 from cowork_nsrun.spec import (
     Bind,
     BindData,
@@ -17,6 +20,7 @@ from cowork_nsrun.spec import (
     Dev,
     Dir,
     File,
+    Limits,
     Mqueue,
     Namespace,
     Overlay,
@@ -28,6 +32,7 @@ from cowork_nsrun.spec import (
     Tmpfs,
     TmpOverlay,
 )
+from cowork_nsrun.teardown import settle
 
 __version__ = _version()
 
@@ -39,13 +44,20 @@ __all__ = [
     "CommandError",
     "Dev",
     "Dir",
+    "Ending",
     "File",
+    "LimitError",
+    "Limits",
     "Mqueue",
     "Namespace",
     "NsrunError",
     "Overlay",
     "Plan",
+    "Pool",
+    "PoolExecutor",
+    "PoolStats",
     "Proc",
+    "Process",
     "ReadOnlyOverlay",
     "RemountReadOnly",
     "Result",
@@ -56,6 +68,9 @@ __all__ = [
     "Timings",
     "TmpOverlay",
     "Tmpfs",
+    "Usage",
+    "popen",
     "run",
     "run_plan",
+    "settle",
 ]

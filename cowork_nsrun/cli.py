@@ -10,12 +10,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cowork_nsrun
-from cowork_nsrun import doctor
-from cowork_nsrun.errors import NsrunError, TimeoutExpired
+from cowork_nsrun import doctor, profile
+from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
+from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import run
-from cowork_nsrun.spec import Sandbox
+from cowork_nsrun.spec import LIMITS, Sandbox
 
 FAILED = 1
 USAGE = 2
@@ -35,56 +37,166 @@ def _variable(word: str) -> tuple[str, str]:
     return name, value
 
 
+# "nofile" and "open_files" are the same
+_RLIMITS = {
+    name: field
+    for field, limit in LIMITS.items()
+    if limit.rlimit
+    for name in (field, limit.rlimit.removeprefix("RLIMIT_").lower())
+}
+
+
+def _rlimit(word: str) -> tuple[str, str]:
+    """``NAME=VALUE`` as a field of Limits and what it is to be."""
+    name, value = _variable(word)
+    plain = name.lower().replace("-", "_").removeprefix("rlimit_")
+    if plain not in _RLIMITS:
+        known = ", ".join(sorted(_RLIMITS))
+        raise argparse.ArgumentTypeError(f"{name!r} is unknown; there are: {known}")
+    return _RLIMITS[plain], value
+
+
 def _run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nsrun run",
         usage="%(prog)s [OPTIONS...] -- COMMAND [ARGS...]",
         description="Run a command that sees the system's programs, read-only, the folders "
-        "named here, and nothing else: no network, no other processes, no home.",
+        "named here, and nothing else: no network, no other processes, no home.  With a "
+        "profile, that is what the sandbox is, and the other options change it.",
         epilog="The exit status is the command's, or 128+n if signal n ended it.  The bwrap "
         "options are for 'nsrun --option ...': see nsrun(1).",
     )
     add = parser.add_argument
+    add("--profile", metavar="FILE", help="begin with that .toml or .json file's sandbox")
     add("--workspace", metavar="DIR", help="show DIR, writable, and start in it")
     add("--bind", metavar="SRC[:DEST]", action="append", default=[], type=_pair,
         help="show the host's SRC, writable; may be repeated")  # fmt: skip
     add("--ro-bind", metavar="SRC[:DEST]", action="append", default=[], type=_pair,
         help="show the host's SRC, read-only; may be repeated")  # fmt: skip
     add("--tmpfs", metavar="DEST", action="append", default=[], help="an empty place in memory")
-    add("--network", choices=["none", "host"], default="none", help="default: %(default)s")
+    add("--network", choices=["none", "host"], help="default: none, or the profile's")
     add("--env", metavar="NAME=VALUE", action="append", default=[], type=_variable,
-        help="set a variable; of the caller's only LANG and TERM are kept")  # fmt: skip
+        help="set a variable; without a profile, LANG and TERM alone are the caller's")  # fmt: skip
     add("--chdir", metavar="DIR", help="start in DIR")
     add("--timeout", metavar="SECONDS", type=float, help="kill everything after that time")
+    add("--memory", metavar="SIZE", help="memory of all processes together, such as 512M")
+    add("--pids", metavar="N", type=int, help="processes and threads at one time")
+    add("--cpu", metavar="N", type=float, help="processors' worth of time, such as 0.5")
+    add("--rlimit", metavar="NAME=VALUE", action="append", default=[], type=_rlimit,
+        help="a resource limit of each process, such as nofile=64, by getrlimit(2)'s name "
+        "or that of Limits; may be repeated")  # fmt: skip
+    add("--best-effort", action="store_true", help="leave out limits that can't be had here")
     add("--quiet", action="store_true", help="don't say what ran the command")
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
     return parser
 
 
+def _limits(options: argparse.Namespace) -> dict[str, int | float | str]:
+    """The limits that options ask for, by their fields in Limits."""
+    given = {name: getattr(options, name) for name in ("memory", "pids", "cpu")}
+    given.update(options.rlimit)
+    for name, value in given.items():
+        # sizes stay as they are written: Limits reads them
+        if isinstance(value, str) and LIMITS[name].unit != "bytes":
+            try:
+                given[name] = int(value)
+            except ValueError:
+                raise SpecError(f"Limits.{name}", f"a number is wanted, not {value!r}") from None
+    given["best_effort"] = options.best_effort or None
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _sandbox(options: argparse.Namespace) -> Sandbox:
-    spec = Sandbox.workspace(options.workspace) if options.workspace else Sandbox.minimal()
+    """The profile's sandbox or the minimal one, with what the options change."""
+    spec = profile.load(options.profile) if options.profile is not None else Sandbox.minimal()
+    if options.workspace is not None:
+        spec = spec.work_in(options.workspace)
     for source, dest in options.ro_bind:
         spec = spec.bind(source, os.path.abspath(dest), read_only=True)
     for source, dest in options.bind:
         spec = spec.bind(source, os.path.abspath(dest))
     for dest in options.tmpfs:
         spec = spec.tmpfs(dest)
-    return spec.network(options.network).env(dict(options.env))
+    if options.network:
+        spec = spec.network(options.network)
+    if options.chdir is not None:
+        spec = spec.replace(cwd=options.chdir)
+    if options.timeout is not None:
+        spec = spec.replace(timeout=options.timeout)
+    limits: Any = _limits(options)
+    return spec.env(dict(options.env)).limit(**limits)
 
 
-def _run(words: Sequence[str]) -> int:
+def parse_run(words: Sequence[str]) -> tuple[Sandbox, list[str], bool]:
+    """What ``nsrun run WORDS`` runs: the sandbox, the command, and whether quietly.
+
+    Raises:
+        SystemExit: a word is wrong; said on standard error.
+        SpecError: a value that no sandbox can have.
+    """
     parser = _run_parser()
     options = parser.parse_args(words)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("a command is missing")
-    spec = _sandbox(options)
-    result = run(command, spec, capture=False, cwd=options.chdir, timeout=options.timeout)
-    if not options.quiet:
+    return _sandbox(options), command, options.quiet
+
+
+def _run(words: Sequence[str]) -> int:
+    spec, command, quiet = parse_run(words)
+    result = run(command, spec, capture=False, timeout=spec.timeout)
+    if not quiet:
         spawn = result.timings.spawn_ns
         took = "" if spawn is None else f"; spawned in {spawn / 1e6:.2f} ms"
         sys.stderr.write(f"nsrun: run by {result.backend}{took}\n")
     return result.returncode
+
+
+def _write_utf8(text: str) -> None:
+    """As a profile has to be, whatever the locale's encoding is."""
+    sys.stdout.buffer.write(text.encode())
+
+
+def _profile_schema(options: argparse.Namespace) -> int:
+    _write_utf8(profile.schema_text())
+    return 0
+
+
+def _profile_check(options: argparse.Namespace) -> int:
+    wrong = 0
+    for file in options.file:
+        try:
+            # a plan knows the capabilities' names, which differ between systems
+            Plan.from_spec(profile.load(file), ["true"])
+        except NsrunError as error:
+            wrong += 1
+            named = error.text if error.path == file else f"{file}: {error.text}"
+            sys.stderr.write(f"nsrun: {named}\n")
+    return FAILED if wrong else 0
+
+
+def _profile_show(options: argparse.Namespace) -> int:
+    _write_utf8(profile.dumps(profile.load(options.file), options.format))
+    return 0
+
+
+def _profile(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="nsrun profile", description="Look at profiles, the files of 'nsrun run --profile'."
+    )
+    parts = parser.add_subparsers(required=True, metavar="schema|check|show")
+    part = parts.add_parser("schema", help="print the JSON schema, for editors")
+    part.set_defaults(do=_profile_schema)
+    part = parts.add_parser("check", help="say what is wrong; exit status 1 if something is")
+    part.add_argument("file", nargs="+", metavar="FILE")
+    part.set_defaults(do=_profile_check)
+    part = parts.add_parser("show", help="print the sandbox that a profile makes, in full")
+    part.add_argument("file", metavar="FILE")
+    part.add_argument("--format", choices=["toml", "json"], default="toml")
+    part.set_defaults(do=_profile_show)
+    options = parser.parse_args(words)
+    status: int = options.do(options)
+    return status
 
 
 def _version(words: Sequence[str]) -> int:
@@ -97,8 +209,9 @@ def _version(words: Sequence[str]) -> int:
 
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
-    "version": _version,
     "doctor": doctor.main,
+    "profile": _profile,
+    "version": _version,
 }
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 import cowork_nsrun
 from cowork_nsrun import apparmor
 from cowork_nsrun.probe import Probe, Report, Verdict, ask_program, probe_own
-from cowork_nsrun.process import find_program
+from cowork_nsrun.program import find_program
 from cowork_nsrun.remedies import Remedy, System, remedy, this_system
 from cowork_nsrun.selection import Backend, Runner, Selection, select
 

@@ -30,12 +30,17 @@ class SpecError(NsrunError, ValueError):
     """A value that no sandbox can have.
 
     Attributes:
-        field: name of the field that holds it, such as ``Bind.dest``.
+        field: name of the field that holds it, such as ``Bind.dest``; in a profile its
+            place, such as ``filesystem[2].dest``.
+        problem: what is wrong with it.
+        path: the profile that says so; else empty.
     """
 
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
+    def __init__(self, field: str, problem: str, *, path: str = "", errno: int = 0) -> None:
+        text = ": ".join(part for part in (path, field, problem) if part)
+        super().__init__(text, path=path, errno=errno)
         self.field = field
+        self.problem = problem
 
 
 class CommandError(NsrunError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
@@ -46,6 +47,37 @@ _AT_DEST = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a plan gets from how it is run rather than from its spec.
+
+    Attributes:
+        flags: switches to add.
+        cgroups: directories of the cgroups to enter.
+        rlimits: further resource limits, by names such as ``RLIMIT_AS``.
+        numbers: numbers to set.
+    """
+
+    flags: PlanFlag = PlanFlag.NONE
+    cgroups: tuple[str, ...] = ()
+    rlimits: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[Number, int] = field(default_factory=dict)
+
+    def apply(self, native: _native.Plan) -> None:
+        """Put it into a plan."""
+        if self.flags:
+            native.set_number(Number.FLAGS, native.number(Number.FLAGS) | self.flags)
+        for path in self.cgroups:
+            native.add_word(Words.CGROUPS, path)
+        for name, value in self.rlimits.items():
+            native.add_rlimit(name.removeprefix("RLIMIT_").lower(), value, value)
+        for which, number in self.numbers.items():
+            native.set_number(which, number)
+
+
+NO_EXTRAS = Extras()
+
+
 class Plan:
     """A plan: complete, checked, and ready to run.
 
@@ -80,6 +112,7 @@ class Plan:
         *,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
+        extras: Extras = NO_EXTRAS,
     ) -> Plan:
         """Compile a spec for one command.
 
@@ -87,6 +120,7 @@ class Plan:
             argv: the command, found along the PATH inside, and its arguments.
             cwd: instead of the spec's; a path inside.
             env: the command's whole environment, instead of what the spec says.
+            extras: what depends on this run.
 
         Raises:
             SpecError: a value that can't be, named.
@@ -108,7 +142,33 @@ class Plan:
         native.set_number(Number.FLAGS, _flags(spec) | _compile_caps(native, spec))
         for program in spec.seccomp:
             native.add_seccomp(program)
+        Extras(rlimits=spec.limits.rlimits).apply(native)
+        if spec.timeout is not None and Namespace.PID in spec.unshare:
+            native.set_number(Number.TIMEOUT_MS, milliseconds(spec.timeout))
+        extras.apply(native)
         native.check()
+        return cls(native)
+
+    @classmethod
+    def for_parked(
+        cls,
+        spec: Sandbox,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        extras: Extras = NO_EXTRAS,
+    ) -> Plan:
+        """What a parked sandbox of that spec takes: command, environment, directory, limits."""
+        native = _native.Plan()
+        for word in _checked_argv(argv):
+            native.add_word(Words.ARGV, word)
+        for name, value in _environment(spec, env).items():
+            native.add_word(Words.ENV, f"{name}={value}")
+        if cwd is not None:
+            native.set_string(String.CHDIR, _checked_cwd(cwd))
+        Extras(rlimits=spec.limits.rlimits).apply(native)
+        extras.apply(native)
         return cls(native)
 
     @classmethod
@@ -126,15 +186,11 @@ class Plan:
         """The plan in the form that ``nsrun --plan FD`` reads."""
         return self._native.write()
 
-    def with_changes(
-        self, flags: PlanFlag = PlanFlag.NONE, numbers: Mapping[Number, int] | None = None
-    ) -> Plan:
-        """A copy with flags added and numbers set."""
+    def with_extras(self, extras: Extras) -> Plan:
+        """A copy with more in it."""
         native = _native.Plan()
         native.read(self.to_bytes())
-        native.set_number(Number.FLAGS, self.flags | flags)
-        for which, value in (numbers or {}).items():
-            native.set_number(which, value)
+        extras.apply(native)
         native.check()
         return Plan(native, self.warnings)
 
@@ -203,6 +259,11 @@ class Plan:
     def native(self) -> _native.Plan:
         """What the core runs; for :mod:`cowork_nsrun.process`."""
         return self._native
+
+
+def milliseconds(seconds: float) -> int:
+    """As the core counts time: at least one."""
+    return max(1, round(seconds * 1000))
 
 
 def _checked_argv(argv: Sequence[str | os.PathLike[str]]) -> list[str]:

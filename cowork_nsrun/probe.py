@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from cowork_nsrun import _native
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.process import find_program
+from cowork_nsrun.program import find_program
 
 FORMAT = 1
 DEADLINE = 120.0  # seconds; each probe has a shorter one of its own

@@ -1,35 +1,31 @@
-"""Run a command in a sandbox and hear how it ended."""
+"""Commands in sandboxes, as subprocess has them outside: :class:`Process`, :func:`run`."""
 
 from __future__ import annotations
 
-import errno
-import json
+import io
 import logging
 import os
-import selectors
-import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, Literal, Protocol, Self, TypeVar, cast, overload
+from typing import IO, Any, Generic, Literal, Self, TypeVar, overload
 
-from cowork_nsrun import _native
 from cowork_nsrun._native import Number, PlanFlag
-from cowork_nsrun.errors import CommandError, NsrunError, TimeoutExpired
-from cowork_nsrun.plan import Plan
-from cowork_nsrun.spec import Sandbox
+from cowork_nsrun.enforce import Enforced, enforce
+from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
+from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, Ending, Handle, Usage, start
+from cowork_nsrun.plan import Extras, Plan, milliseconds
+from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.streams import PIPE, Ends, OutOfTime, Pump, Stream, Terminal
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 18
-SIGNAL_BASE = 128
-
 Output = TypeVar("Output", bytes, str)
+Argv = Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +33,8 @@ class Timings:
     """How long things took, in nanoseconds.
 
     Attributes:
-        spawn_ns: from just before the sandbox's clone to just before the command's exec;
-            None where it is not known.
+        spawn_ns: from just before the sandbox's clone, or the hand-over to one that was
+            ready, to just before the command's exec; None where it is not known.
         total_ns: from the start of the call until the command's end was known.
     """
 
@@ -59,6 +55,10 @@ class Result(Generic[Output]):
         stderr: likewise.
         timings: how long it took.
         backend: what ran it.
+        ending: why it ended.  ``OUT_OF_MEMORY`` and ``OUT_OF_PIDS`` are known where a
+            cgroup holds the limit, and said if the command failed as well.
+        usage: processor time and memory.
+        limits: limit to what held it.
     """
 
     argv: tuple[str, ...]
@@ -68,6 +68,9 @@ class Result(Generic[Output]):
     stderr: Output
     timings: Timings
     backend: str
+    ending: Ending = Ending.EXITED
+    usage: Usage = NO_USAGE
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> Self:
         """Return this very result if the command ended with 0.
@@ -80,9 +83,391 @@ class Result(Generic[Output]):
         return self
 
 
+def _as_text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
+
+
+class Process(Generic[Output]):
+    """A command that runs in a sandbox; the counterpart of :class:`subprocess.Popen`.
+
+    As a context manager it ends the sandbox on leaving, if the command has not ended
+    by then.  Every method may be called from any thread.  A forked copy of the program
+    can't use it, and does no harm to it.
+
+    Attributes:
+        argv: the command.
+        stdin: a file to write to, if that was to be a pipe; else None.
+        stdout: likewise, to read from.
+        stderr: likewise.
+        terminal: our end of the terminal, if there was to be one; else None.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        *,
+        argv: tuple[str, ...],
+        ours: Mapping[str, int],
+        text: bool,
+        timeout: float | None,
+        begin: int,
+    ) -> None:
+        self._handle = handle
+        self._text = text
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._begin = begin
+        self._total_ns = 0
+        self.argv = argv
+        self.stdin = self._file(ours.get("stdin"), "w")
+        self.stdout = self._file(ours.get("stdout"), "r")
+        self.stderr = self._file(ours.get("stderr"), "r")
+        self.terminal = Terminal(ours["terminal"]) if "terminal" in ours else None
+
+    def _file(self, fd: int | None, mode: str) -> IO[Any] | None:
+        if fd is None:
+            return None
+        binary: IO[Any] = open(fd, mode + "b")  # noqa: SIM115 - closed by close()
+        if not self._text:
+            return binary
+        errors = "strict" if mode == "w" else "backslashreplace"
+        return io.TextIOWrapper(binary, "utf-8", errors=errors, write_through=mode == "w")
+
+    # --- what is known ------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The command's pid, as the caller sees it; 0 if not known.  Use it to show only."""
+        return self._handle.pid
+
+    @property
+    def backend(self) -> str:
+        """What runs it."""
+        return self._handle.backend
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NOFILE``."""
+        return self._handle.held
+
+    @property
+    def returncode(self) -> int | None:
+        """0 to 255, or 128+n for signal n; None as long as its end is not known."""
+        return self._handle.returncode
+
+    @property
+    def spawn_ns(self) -> int | None:
+        """As :attr:`Timings.spawn_ns`."""
+        return self._handle.spawn_ns
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"returncode {self.returncode}"
+        return f"<Process {self.argv!r}, {state}>"
+
+    # --- its end -------------------------------------------------------------------------
+
+    def poll(self) -> int | None:
+        """The exit status if it has ended, else None; does not block."""
+        with self._handle.polling():
+            self._handle.advance()
+        self._note_total()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; what the command left running is gone as well then.
+
+        Arguments:
+            timeout: seconds to wait; nothing happens to the command when they are over.
+
+        Raises:
+            TimeoutExpired: it still runs.
+        """
+        if not self._wait(timeout):
+            assert timeout is not None
+            raise TimeoutExpired(timeout, None, None)
+        assert self.returncode is not None
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> bool:
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self._handle.wait(_earlier(until, self._deadline)):
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                self._handle.time_out()
+                self._deadline = None
+            else:
+                return False
+        self._note_total()
+        return True
+
+    def _note_total(self) -> None:
+        if not self._total_ns and self._handle.ended:
+            self._total_ns = time.monotonic_ns() - self._begin
+
+    def communicate(
+        self, input: bytes | str | None = None, timeout: float | None = None
+    ) -> tuple[Output, Output]:
+        """Feed the command, collect its output, wait for its end.
+
+        Its end is the command's, even if a process that it left holds its output open.
+
+        Arguments:
+            input: for its standard input or its terminal, which is closed behind it.
+            timeout: seconds to wait; then everything in the sandbox is killed.
+
+        Raises:
+            TimeoutExpired: with what was collected until then.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        data = input.encode() if isinstance(input, str) else input or b""
+        pump = self._pump(data)
+        in_time = True
+        try:
+            try:
+                pump.run(self._handle, _earlier(until, self._deadline))
+            except OutOfTime:
+                # the process's own limit shows in its result, ours is an exception
+                in_time = until is None or time.monotonic() < until
+                self._handle.time_out()
+                pump.run(self._handle, None)
+        finally:
+            pump.close()
+        self._note_total()
+        out, err = self._collected(pump)
+        if not in_time:
+            assert timeout is not None
+            raise TimeoutExpired(timeout, out, err)
+        if self._text:
+            return _as_text(out), _as_text(err)  # type: ignore[return-value] # Output is str
+        return out, err  # type: ignore[return-value] # Output is bytes
+
+    def _pump(self, data: bytes) -> Pump:
+        if data and self.stdin is None and self.terminal is None:
+            raise SpecError("input", "there is no pipe to standard input")
+        if self.stdin is not None and not self.stdin.closed:
+            self.stdin.flush()
+        outputs: list[IO[Any] | Terminal] = _open_ones((self.stdout, self.stderr, self.terminal))
+        inputs: list[IO[Any] | Terminal] = _open_ones((self.stdin,))
+        files = {file.fileno(): file for file in (*outputs, *inputs)}
+        return Pump(
+            data,
+            [file.fileno() for file in inputs],
+            [file.fileno() for file in outputs],
+            lambda fd: files[fd].close(),
+        )
+
+    def _collected(self, pump: Pump) -> tuple[bytes, bytes]:
+        parts = iter(pump.output.values())
+        first = self.stdout is not None or self.terminal is not None
+        out = bytes(next(parts, b"")) if first else b""
+        return out, bytes(next(parts, b""))
+
+    def result(self, stdout: Output | None = None, stderr: Output | None = None) -> Result[Output]:
+        """How it ended, with output that was collected.
+
+        Raises:
+            NsrunError: it has not ended.
+        """
+        code = self.returncode
+        if code is None or not self._wait(None):
+            raise NsrunError("the command has not ended")
+        none: Any = "" if self._text else b""
+        number = code - SIGNAL_BASE
+        return Result(
+            self.argv,
+            code,
+            number if number in signal.valid_signals() else None,
+            none if stdout is None else stdout,
+            none if stderr is None else stderr,
+            Timings(self._handle.spawn_ns, self._total_ns),
+            self._handle.backend,
+            self._handle.ending,
+            self._handle.usage,
+            self._handle.held,
+        )
+
+    # --- signals -------------------------------------------------------------------------
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to every process in the sandbox; nothing if the command has ended.
+
+        Without a pid namespace, or with seccomp programs of the user's own, only the
+        command itself can be reached, except by SIGKILL.
+
+        Raises:
+            NsrunError: it can't be sent.
+        """
+        self._handle.signal(number)
+
+    def terminate(self) -> None:
+        """SIGTERM to every process in the sandbox."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill every process in the sandbox."""
+        self.send_signal(signal.SIGKILL)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the terminal's window.
+
+        Raises:
+            SpecError: there is no terminal.
+        """
+        if self.terminal is None:
+            raise SpecError("pty", "the command has no terminal")
+        self.terminal.resize(rows, columns)
+
+    # --- leaving -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Kill everything that is left in the sandbox, and close our ends of its streams."""
+        self._handle.close()
+        self._note_total()
+        for file in (self.stdin, self.stdout, self.stderr, self.terminal):
+            if file is not None:
+                # what is still buffered for a command that has ended
+                with suppress(BrokenPipeError):
+                    file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None and not handle.ended and handle.is_ours():
+            warnings.warn(f"{self!r} was dropped: it is killed", ResourceWarning, 2, source=self)
+
+
+def _open_ones(files: tuple[IO[Any] | Terminal | None, ...]) -> list[IO[Any] | Terminal]:
+    return [file for file in files if file is not None and not file.closed]
+
+
+def _earlier(a: float | None, b: float | None) -> float | None:
+    return a if b is None else b if a is None else min(a, b)
+
+
+# --- starting ---------------------------------------------------------------------------
+
+
+def launch(plan: Plan, ends: Ends, enforced: Enforced) -> Handle:
+    """Start a plan and wait until its command runs; takes the enforcement over."""
+    handle = start(plan, ends.stdio, enforced.enforcement)
+    try:
+        handle.wait_started()
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def extras_for(
+    enforced: Enforced, pty: object, timeout: float | None, can_time: bool, tell_exec: bool
+) -> Extras:
+    """What every command gets that Python starts."""
+    # Python ignores SIGPIPE and SIGXFSZ for itself, a command expects them
+    flags = PlanFlag.DEFAULT_SIGNALS
+    if tell_exec:
+        flags |= PlanFlag.TELL_EXEC
+    if pty:
+        flags |= PlanFlag.TERMINAL
+    numbers = {}
+    if timeout and can_time:
+        numbers[Number.TIMEOUT_MS] = milliseconds(timeout)
+    return Extras(flags, enforced.cgroups, enforced.rlimits, numbers)
+
+
+@overload
+def popen(
+    argv: Argv,
+    spec: Sandbox,
+    *,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    pty: bool | tuple[int, int] = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    text: Literal[False] = False,
+) -> Process[bytes]: ...
+@overload
+def popen(
+    argv: Argv,
+    spec: Sandbox,
+    *,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    pty: bool | tuple[int, int] = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    text: Literal[True],
+) -> Process[str]: ...
+def popen(
+    argv: Argv,
+    spec: Sandbox,
+    *,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    pty: bool | tuple[int, int] = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    text: bool = False,
+) -> Process[bytes] | Process[str]:
+    """Start a command in a sandbox; returns once it runs.
+
+    Arguments:
+        argv: the command, found along the PATH inside, and its arguments.
+        spec: the sandbox.
+        stdin: None for the caller's, PIPE, DEVNULL, a descriptor or a file.
+        stdout: likewise.
+        stderr: likewise, or STDOUT.
+        pty: a terminal instead, of 24 rows and 80 columns or of this size; it becomes
+            the command's controlling terminal.
+        cwd: directory inside to start in, instead of the spec's.
+        env: the command's whole environment, instead of what the spec says.
+        timeout: seconds, instead of the spec's, after which everything in the sandbox
+            is killed, whether anybody waits for it or not.
+        text: the pipes are text, UTF-8, with what is not UTF-8 escaped.
+
+    Raises:
+        SpecError: a value that can't be, named.
+        LimitError: a limit can't be had here.
+        NsrunError: the sandbox could not be made, or the command not started.
+    """
+    begin = time.monotonic_ns()
+    timeout = spec.timeout if timeout is None else timeout
+    ends = Ends(stdin, stdout, stderr, pty)
+    try:
+        enforced = enforce(spec)
+        try:
+            can_time = Namespace.PID in spec.unshare
+            extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
+            plan = Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
+        except BaseException:
+            enforced.give_back()
+            raise
+        handle = launch(plan, ends, enforced)
+    except BaseException:
+        ends.close()
+        raise
+    return Process(
+        handle, argv=plan.argv, ours=ends.take(), text=text, timeout=timeout, begin=begin
+    )
+
+
 @overload
 def run(
-    argv: Sequence[str | os.PathLike[str]],
+    argv: Argv,
     spec: Sandbox,
     *,
     input: bytes | str | None = None,
@@ -94,7 +479,7 @@ def run(
 ) -> Result[bytes]: ...
 @overload
 def run(
-    argv: Sequence[str | os.PathLike[str]],
+    argv: Argv,
     spec: Sandbox,
     *,
     input: bytes | str | None = None,
@@ -105,7 +490,7 @@ def run(
     text: Literal[True],
 ) -> Result[str]: ...
 def run(
-    argv: Sequence[str | os.PathLike[str]],
+    argv: Argv,
     spec: Sandbox,
     *,
     input: bytes | str | None = None,
@@ -127,16 +512,34 @@ def run(
         capture: collect its output; else it goes where the caller's goes.
         cwd: directory inside to start in, instead of the spec's.
         env: the command's whole environment, instead of what the spec says.
-        timeout: seconds, after which everything in the sandbox is killed.
+        timeout: seconds, instead of the spec's, after which everything in the sandbox
+            is killed.
         text: decode output as UTF-8, with what is not UTF-8 escaped.
 
     Raises:
         SpecError: a value that can't be, named.
+        LimitError: a limit can't be had here.
         NsrunError: the sandbox could not be made, or the command not started.
         TimeoutExpired: the time was up.
     """
-    plan = Plan.from_spec(spec, argv, cwd=cwd, env=env)
-    return _run(plan, input, capture, timeout, text)
+    begin = time.monotonic_ns()
+    timeout = spec.timeout if timeout is None else timeout
+    ends = finished_ends(input, capture)
+    try:
+        enforced = enforce(spec)
+        try:
+            # the time is kept here, so that it counts from the call on
+            extras = extras_for(enforced, None, None, can_time=False, tell_exec=False)
+            untimed = spec if spec.timeout is None else spec.replace(timeout=None)
+            plan = Plan.from_spec(untimed, argv, cwd=cwd, env=env, extras=extras)
+        except BaseException:
+            enforced.give_back()
+            raise
+        handle = start(plan, ends.stdio, enforced.enforcement)
+    except BaseException:
+        ends.close()
+        raise
+    return finish(handle, plan, ends, input=input, timeout=timeout, text=text, begin=begin)
 
 
 @overload
@@ -169,326 +572,48 @@ def run_plan(
 
     Descriptors that the plan speaks of stay the caller's to close.
     """
-    return _run(plan, input, capture, timeout, text)
-
-
-class _Running(Protocol):
-    """A sandbox at work."""
-
-    backend: str
-
-    def start(self, plan: Plan, stdio: tuple[int, int, int]) -> None: ...
-    @property
-    def fd(self) -> int: ...
-    def read(self) -> bool: ...
-    @property
-    def exit_status(self) -> int: ...
-    @property
-    def spawn_ns(self) -> int | None: ...
-    def close(self) -> None: ...
-
-
-class _InProcess(_native.Child):
-    """Started by this very process, without a helper program."""
-
-    backend = "namespaces"
-
-    def start(self, plan: Plan, stdio: tuple[int, int, int]) -> None:  # type: ignore[override]
-        super().start(plan.native, stdio)
-
-    def read(self) -> bool:
-        ended = super().read()
-        if ended and self.spawn_ns is None:
-            raise NsrunError("the sandbox was ended before the command could start")
-        return ended
-
-
-class _Program:
-    """Started by the nsrun program: for plans that would change this process."""
-
-    backend = "namespaces (nsrun program)"
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._fds = _Fds()
-        self._status = -1
-        self._records = b""
-        self._init = -1
-        self._ours = False
-        self.exit_status = -1
-        self.spawn_ns: int | None = None
-
-    def start(self, plan: Plan, stdio: tuple[int, int, int]) -> None:
-        program = find_program()
-        self._status, theirs = self._fds.pipe()
-        os.set_blocking(self._status, False)
-        self._ours = plan.number(Number.JSON_STATUS_FD) == -1
-        numbers = {Number.JSON_STATUS_FD: theirs} if self._ours else {}
-        # so that ending the program ends the sandbox
-        ready = plan.with_changes(PlanFlag.DIE_WITH_PARENT, numbers)
-        data = self._fds.own(os.memfd_create("nsrun-plan"))
-        with open(os.dup(data), "wb") as file:
-            file.write(ready.to_bytes())
-        os.lseek(data, 0, os.SEEK_SET)
-        self._process = subprocess.Popen(
-            [program, "--plan", str(data)],
-            stdin=stdio[0],
-            stdout=stdio[1],
-            stderr=stdio[2],
-            pass_fds=[data, *({theirs} if self._ours else ()), *plan.fds],
-        )
-        self._fds.close(data)
-        self._fds.close(theirs)
-        self._pidfd = self._fds.own(os.pidfd_open(self._process.pid))
-
-    @property
-    def fd(self) -> int:
-        return self._status if self._status >= 0 else self._pidfd
-
-    def read(self) -> bool:
-        assert self._process is not None
-        if self._status >= 0 and not self._read_records():
-            return False
-        if self._process.poll() is None:
-            return False
-        self.exit_status = self._process.returncode
-        if self._ours and b'"exit-code"' not in self._records:
-            # its reason is on standard error, where it belongs for a command line
-            raise NsrunError(f"nsrun could not run the plan, exit status {self.exit_status}")
-        return True
-
-    def _read_records(self) -> bool:
-        """Take what is there; True at the end."""
-        while True:
-            try:
-                data = os.read(self._status, CHUNK)
-            except BlockingIOError:
-                break
-            if not data:
-                self._fds.close(self._status)
-                self._status = -1
-                break
-            self._records += data
-        if self._init < 0 and b"\n" in self._records:
-            pid = json.loads(self._records.partition(b"\n")[0])["child-pid"]
-            with suppress(ProcessLookupError):
-                self._init = self._fds.own(os.pidfd_open(pid))
-        return self._status < 0
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        if self._init >= 0:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            with selectors.PollSelector() as selector:
-                selector.register(self._init, selectors.EVENT_READ)
-                selector.select()
-        self._fds.close_all()
-
-
-def find_program() -> str:
-    """The ``nsrun`` program that came with this package, else the one on PATH.
-
-    Raises:
-        NsrunError: there is none.
-    """
-    try:
-        files = distribution("cowork-nsrun").files or []
-    except PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "nsrun" and file.parent.name == "bin":
-            return os.path.realpath(os.fspath(file.locate()))
-    found = shutil.which("nsrun")
-    if found is None:
-        raise NsrunError("no nsrun program: install the cowork-nsrun package")
-    return found
-
-
-class _Fds:
-    """File descriptors that are ours to close, whatever happens."""
-
-    def __init__(self) -> None:
-        self._open: set[int] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close_all()
-
-    def own(self, fd: int) -> int:
-        self._open.add(fd)
-        return fd
-
-    def pipe(self) -> tuple[int, int]:
-        """Both ends, close-on-exec."""
-        r, w = os.pipe()
-        return self.own(r), self.own(w)
-
-    def close(self, fd: int) -> None:
-        if fd in self._open:
-            self._open.remove(fd)
-            os.close(fd)
-
-    def close_all(self) -> None:
-        while self._open:
-            os.close(self._open.pop())
-
-
-class _Streams:
-    """The command's standard streams, seen from here; nothing in it blocks."""
-
-    def __init__(self, fds: _Fds, data: bytes | None, capture: bool) -> None:
-        self._fds = fds
-        self._selector = selectors.PollSelector()
-        self._left = memoryview(data or b"")
-        self.output: dict[int, bytearray] = {}
-        self._theirs: list[int] = []
-        stdin = 0
-        if data is not None:
-            stdin, ours = fds.pipe()
-            self._watch(ours, selectors.EVENT_WRITE, self._feed)
-            self._theirs.append(stdin)
-        stdout, stderr = (self._collector() for _ in range(2)) if capture else (1, 2)
-        self.stdio = (stdin, stdout, stderr)
-
-    def _collector(self) -> int:
-        ours, theirs = self._fds.pipe()
-        self.output[ours] = bytearray()
-        self._watch(ours, selectors.EVENT_READ, self._collect)
-        self._theirs.append(theirs)
-        return theirs
-
-    def _watch(self, fd: int, event: int, action: Callable[[int], bool]) -> None:
-        os.set_blocking(fd, False)
-        self._selector.register(fd, event, action)
-
-    def _forget(self, fd: int) -> None:
-        self._selector.unregister(fd)
-        self._fds.close(fd)
-
-    def _feed(self, fd: int) -> bool:
-        """Write what fits; False once there is no more to write."""
-        try:
-            while self._left:
-                self._left = self._left[os.write(fd, self._left[:CHUNK]) :]
-        except BlockingIOError:
-            return True
-        except BrokenPipeError:
-            pass  # the command wants no more of it
-        return False
-
-    def _collect(self, fd: int) -> bool:
-        """Read what is there; False at its end."""
-        try:
-            while data := os.read(fd, CHUNK):
-                self.output[fd] += data
-                if len(data) < CHUNK:
-                    return True
-        except BlockingIOError:
-            return True
-        return False
-
-    def started(self) -> None:
-        """The command has its ends."""
-        for fd in self._theirs:
-            self._fds.close(fd)
-
-    def attend(self, running: _Running, deadline: float | None) -> bool:
-        """Serve the streams until the command ends; False if the deadline came first."""
-        watched = running.fd
-        self._selector.register(watched, selectors.EVENT_READ)
-        while True:
-            if watched != running.fd:
-                self._selector.unregister(watched)
-                watched = running.fd
-                self._selector.register(watched, selectors.EVENT_READ)
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            ended = False
-            for key, _ in self._selector.select(left):
-                if key.fd == watched:
-                    ended = running.read()
-                elif not key.data(key.fd):
-                    self._forget(key.fd)
-            if ended:
-                self._selector.unregister(watched)
-                return True
-
-    def drain(self) -> None:
-        """Take what the command left in its pipes."""
-        for fd in self.output:
-            if fd in self._selector.get_map():
-                more = True
-                while more:
-                    before = len(self.output[fd])
-                    more = self._collect(fd) and len(self.output[fd]) > before
-
-    def close(self) -> None:
-        self._selector.close()
-
-    def captured(self) -> list[bytes]:
-        """Standard output and standard error, if they are collected."""
-        return [bytes(data) for data in self.output.values()]
-
-
-def _run(
-    plan: Plan, data: bytes | str | None, capture: bool, timeout: float | None, text: bool
-) -> Result[bytes] | Result[str]:
     begin = time.monotonic_ns()
-    deadline = None if timeout is None else time.monotonic() + timeout
-    raw = data.encode() if isinstance(data, str) else data
-    with _Fds() as fds:
-        streams = _Streams(fds, raw, capture)
-        try:
-            running = _start_and_attend(plan, streams, deadline)
-        except _OutOfTime:
-            out, err = streams.captured() or (None, None)
-            raise TimeoutExpired(cast(float, timeout), out, err) from None
-        finally:
-            streams.close()
-        out, err = streams.captured() or (b"", b"")
-    status = running.exit_status
-    number = status - SIGNAL_BASE
-    end = Timings(running.spawn_ns, time.monotonic_ns() - begin)
-    log.debug("%s ended with %d, run by %s", plan.argv[0], status, running.backend)
-    ended_by = number if number in signal.valid_signals() else None
-    if text:
-        texts = (out.decode(errors="backslashreplace"), err.decode(errors="backslashreplace"))
-        return Result(plan.argv, status, ended_by, *texts, end, running.backend)
-    return Result(plan.argv, status, ended_by, out, err, end, running.backend)
+    ends = finished_ends(input, capture)
+    enforced = Enforced()
+    try:
+        plan = plan.with_extras(extras_for(enforced, None, None, False, False))
+        handle = start(plan, ends.stdio, enforced.enforcement)
+    except BaseException:
+        ends.close()
+        raise
+    return finish(handle, plan, ends, input=input, timeout=timeout, text=text, begin=begin)
 
 
-class _OutOfTime(Exception):
-    pass
+def finished_ends(input: bytes | str | None, capture: bool) -> Ends:
+    """The streams of a command that is run to its end."""
+    output = PIPE if capture else None
+    return Ends(None if input is None else PIPE, output, output, pty=False)
 
 
-def _start_and_attend(plan: Plan, streams: _Streams, deadline: float | None) -> _Running:
+def finish(
+    handle: Handle,
+    plan: Plan,
+    ends: Ends,
+    *,
+    input: bytes | str | None,
+    timeout: float | None,
+    text: bool,
+    begin: int,
+) -> Result[bytes] | Result[str]:
     """Run to the end; when this returns or raises, nothing is left of the sandbox."""
-    # Python ignores SIGPIPE and SIGXFSZ for itself, a command expects them
-    plan = plan.with_changes(PlanFlag.DEFAULT_SIGNALS)
-    running: _Running
-    for running in (_InProcess(), _Program()):
+    deadline = None if timeout is None else begin / 1e9 + timeout
+    process: Process[Any] = Process(
+        handle, argv=plan.argv, ours=ends.take(), text=text, timeout=None, begin=begin
+    )
+    with process:
+        left = None if deadline is None else deadline - time.monotonic()
         try:
-            running.start(plan, streams.stdio)
-            streams.started()
-            in_time = streams.attend(running, deadline)
-        except _native.NeedsProgram as reason:
-            log.debug("not in process: %s", reason)
-            continue
-        finally:
-            running.close()
-            streams.drain()
-        if not in_time:
-            raise _OutOfTime
-        return running
-    raise NsrunError("no way to run this plan", errno=errno.ENOTSUP)
+            out, err = process.communicate(input, left)
+        except TimeoutExpired as error:
+            assert timeout is not None
+            captured = (error.stdout, error.stderr) if process.stdout is not None else (None, None)
+            raise TimeoutExpired(timeout, *captured) from None
+        handle.check()
+        result = process.result(out, err)
+    log.debug("%s ended with %d, run by %s", plan.argv[0], result.returncode, result.backend)
+    return result

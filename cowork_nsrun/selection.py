@@ -25,7 +25,7 @@ from typing import Any
 from cowork_nsrun import _native
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.probe import VARIABLE, Probe, ask_program, own
-from cowork_nsrun.process import find_program
+from cowork_nsrun.program import find_program
 from cowork_nsrun.remedies import remedy, this_system
 
 log = logging.getLogger(__name__)

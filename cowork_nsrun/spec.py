@@ -7,11 +7,14 @@ Everything here is frozen and checked when it is made: a wrong value raises
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 from cowork_nsrun.errors import SpecError
 
@@ -21,8 +24,49 @@ ID_MAX = 2**31 - 1
 SIZE_MAX = 2**63 - 1
 BPF_INSTRUCTION = 8
 BPF_MAX = 4096 * BPF_INSTRUCTION
+TIMEOUT_MAX = 10**9
+SIZE_PATTERN = r"([0-9]{1,20}(?:\.[0-9]{1,20})?)([KMGTkmgt]?)"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 PathLike = str | os.PathLike[str]
+
+
+class Kind(StrEnum):
+    """What a value means beyond its type; profiles and their schema go by it."""
+
+    HOST_PATH = "host path"
+    INNER_PATH = "inner path"
+    MODE = "mode"
+    SIZE = "size"
+
+
+class Range(NamedTuple):
+    """The least and the greatest value of a number."""
+
+    low: float
+    high: float
+
+
+HostPath = Annotated[str, Kind.HOST_PATH]
+InnerPath = Annotated[str, Kind.INNER_PATH]
+Mode = Annotated[int, Kind.MODE, Range(0, MODE_MAX)]
+Size = Annotated[int, Kind.SIZE, Range(1, SIZE_MAX)]
+Id = Annotated[int, Range(0, ID_MAX)]
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with K, M, G or T behind it, powers of 1024: ``1.5G``.
+
+    Raises:
+        ValueError: it is not written so, or is no whole number of bytes.
+    """
+    match = re.fullmatch(SIZE_PATTERN, text)
+    if match is None:
+        raise ValueError(f"bytes are wanted, or a number with K, M, G or T, not {text!r}")
+    size = Fraction(match[1]) * _UNITS[match[2].upper()]
+    if size.denominator != 1:
+        raise ValueError(f"{text!r} is not a whole number of bytes")
+    return int(size)
 
 
 class Namespace(StrEnum):
@@ -89,6 +133,25 @@ def _check_number(owner: object, field_name: str, low: int, high: int) -> None:
         raise _refuse(owner, field_name, f"{value} is not between {low} and {high}")
 
 
+def _check_size(owner: object, field_name: str, low: int = 1, high: int = SIZE_MAX) -> None:
+    value = getattr(owner, field_name)
+    if isinstance(value, str):
+        try:
+            _set(owner, field_name, parse_size(value))
+        except ValueError as error:
+            raise _refuse(owner, field_name, str(error)) from None
+    _check_number(owner, field_name, low, high)
+
+
+def _check_real(owner: object, field_name: str, low: float, high: float) -> None:
+    value = getattr(owner, field_name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refuse(owner, field_name, f"a number is wanted, not {value!r}")
+    if not low <= value <= high:  # neither is NaN
+        raise _refuse(owner, field_name, f"{value} is not between {low} and {high}")
+    _set(owner, field_name, float(value))
+
+
 def _check_mode(owner: object, field_name: str = "mode") -> None:
     _check_number(owner, field_name, 0, MODE_MAX)
 
@@ -127,8 +190,8 @@ class Bind:
         optional: an absent source skips the operation, ``--bind-try``.
     """
 
-    source: str
-    dest: str
+    source: HostPath
+    dest: InnerPath
     read_only: bool = False
     devices: bool = False
     optional: bool = False
@@ -146,8 +209,8 @@ class Bind:
 class BindFd:
     """Show the directory or file that is open at ``fd``: ``--bind-fd``, ``--ro-bind-fd``."""
 
-    fd: int
-    dest: str
+    fd: Id
+    dest: InnerPath
     read_only: bool = False
 
     def __post_init__(self) -> None:
@@ -158,7 +221,7 @@ class BindFd:
 
 @dataclass(frozen=True, slots=True)
 class _AtDest:
-    dest: str
+    dest: InnerPath
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
@@ -180,14 +243,14 @@ class Mqueue(_AtDest):
 class Proc(_AtDest):
     """Mount a new proc: ``--proc``."""
 
-    dest: str = "/proc"
+    dest: InnerPath = "/proc"
 
 
 @dataclass(frozen=True, slots=True)
 class Dev(_AtDest):
     """Make a minimal /dev: ``--dev``."""
 
-    dest: str = "/dev"
+    dest: InnerPath = "/dev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,26 +258,26 @@ class Tmpfs:
     """Mount a new tmpfs: ``--tmpfs``, after ``--size`` and ``--perms``.
 
     Attributes:
-        size: bytes; None leaves it to the kernel (half of the memory).
+        size: bytes, or such as "64M"; None leaves it to the kernel (half of the memory).
     """
 
-    dest: str
-    size: int | None = None
-    mode: int = 0o755
+    dest: InnerPath
+    size: Size | None = None
+    mode: Mode = 0o755
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
         _check_mode(self)
         if self.size is not None:
-            _check_number(self, "size", 1, SIZE_MAX)
+            _check_size(self, "size")
 
 
 @dataclass(frozen=True, slots=True)
 class Dir:
     """Make a directory: ``--dir``."""
 
-    dest: str
-    mode: int = 0o755
+    dest: InnerPath
+    mode: Mode = 0o755
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
@@ -225,9 +288,9 @@ class Dir:
 class File:
     """Make a file that holds ``content``: ``--file``."""
 
-    dest: str
+    dest: InnerPath
     content: bytes
-    mode: int = 0o666
+    mode: Mode = 0o666
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
@@ -239,10 +302,10 @@ class File:
 class BindData:
     """Mount a file that holds ``content`` at ``dest``: ``--bind-data``, ``--ro-bind-data``."""
 
-    dest: str
+    dest: InnerPath
     content: bytes
     read_only: bool = False
-    mode: int = 0o600
+    mode: Mode = 0o600
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
@@ -256,7 +319,7 @@ class Symlink:
     """Make a symbolic link at ``dest`` with the text ``target``: ``--symlink``."""
 
     target: str
-    dest: str
+    dest: InnerPath
 
     def __post_init__(self) -> None:
         _check_text(self, "target", self.target)
@@ -269,8 +332,8 @@ class Symlink:
 class Chmod:
     """Change the mode of ``dest`` inside: ``--chmod``."""
 
-    dest: str
-    mode: int
+    dest: InnerPath
+    mode: Mode
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
@@ -287,10 +350,10 @@ class Overlay:
         work: an empty host directory on the same filesystem as ``upper``.
     """
 
-    dest: str
-    layers: tuple[str, ...]
-    upper: str
-    work: str
+    dest: InnerPath
+    layers: tuple[HostPath, ...]
+    upper: HostPath
+    work: HostPath
 
     def __post_init__(self) -> None:
         for name in ("dest", "upper", "work"):
@@ -302,8 +365,8 @@ class Overlay:
 class TmpOverlay:
     """Mount an overlay whose changes are lost at the end: ``--tmp-overlay``."""
 
-    dest: str
-    layers: tuple[str, ...]
+    dest: InnerPath
+    layers: tuple[HostPath, ...]
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
@@ -314,8 +377,8 @@ class TmpOverlay:
 class ReadOnlyOverlay:
     """Mount a read-only overlay of at least two layers: ``--ro-overlay``."""
 
-    dest: str
-    layers: tuple[str, ...]
+    dest: InnerPath
+    layers: tuple[HostPath, ...]
 
     def __post_init__(self) -> None:
         _check_path(self, "dest")
@@ -339,6 +402,134 @@ Operation = (
     | TmpOverlay
     | ReadOnlyOverlay
 )
+
+# --- limits -------------------------------------------------------------------------------
+
+Unit = Literal["bytes", "count", "seconds", "processors"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One row of :data:`LIMITS`: what a field of :class:`Limits` is.
+
+    Attributes:
+        rlimit: name of the resource in getrlimit(2); None: held by a cgroup.
+        unit: of the number.
+        low: the least value.
+        high: the greatest value.
+    """
+
+    rlimit: str | None
+    unit: Unit
+    low: float
+    high: float
+
+
+# What each limit is: the one table, for the command line, the schema and the documents.
+LIMITS: Mapping[str, Limit] = MappingProxyType(
+    {
+        "memory": Limit(None, "bytes", 4096, SIZE_MAX),
+        "pids": Limit(None, "count", 1, 2**22),
+        "cpu": Limit(None, "processors", 0.01, 8192),
+        "address_space": Limit("RLIMIT_AS", "bytes", 4096, SIZE_MAX),
+        "data": Limit("RLIMIT_DATA", "bytes", 0, SIZE_MAX),
+        "stack": Limit("RLIMIT_STACK", "bytes", 4096, SIZE_MAX),
+        "file_size": Limit("RLIMIT_FSIZE", "bytes", 0, SIZE_MAX),
+        "core_size": Limit("RLIMIT_CORE", "bytes", 0, SIZE_MAX),
+        "locked_memory": Limit("RLIMIT_MEMLOCK", "bytes", 0, SIZE_MAX),
+        "open_files": Limit("RLIMIT_NOFILE", "count", 0, 2**30),
+        "processes": Limit("RLIMIT_NPROC", "count", 1, 2**22),
+        "cpu_seconds": Limit("RLIMIT_CPU", "seconds", 1, TIMEOUT_MAX),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a command may use; None leaves it as it is for the caller.
+
+    ``memory``, ``pids`` and ``cpu`` are held by a cgroup, for everything in the sandbox
+    together.  The others are resource limits, which each process has for itself.  None
+    of those limits memory: ``address_space`` counts what is mapped, used or not, and
+    there may be any number of processes.  Sizes may be given such as ``"512M"``.
+
+    Attributes:
+        memory: bytes in use by all processes together, page cache included.
+        pids: processes and threads at one time.
+        cpu: processors' worth of time: 0.5 is half of one.
+        address_space: bytes that a process may map: RLIMIT_AS.
+        data: bytes of data and private writable mappings: RLIMIT_DATA.
+        stack: bytes of the main thread's stack: RLIMIT_STACK.
+        file_size: bytes of a file that a process may write: RLIMIT_FSIZE.
+        core_size: bytes of a core dump; 0 is none: RLIMIT_CORE.
+        locked_memory: bytes that a process may lock: RLIMIT_MEMLOCK.
+        open_files: one more than the greatest file descriptor: RLIMIT_NOFILE.
+        processes: processes and threads of the same user id, counted for each user
+            namespace, so of this sandbox alone only where it has an own one; a
+            privileged command is not bound by it: RLIMIT_NPROC.
+        cpu_seconds: seconds of processor time of a process: RLIMIT_CPU.
+        best_effort: a limit that can't be had here is left out; else it is an error.
+    """
+
+    memory: Size | None = None
+    pids: int | None = None
+    cpu: float | None = None
+    address_space: Size | None = None
+    data: Size | None = None
+    stack: Size | None = None
+    file_size: Size | None = None
+    core_size: Size | None = None
+    locked_memory: Size | None = None
+    open_files: int | None = None
+    processes: int | None = None
+    cpu_seconds: int | None = None
+    best_effort: bool = False
+
+    def __post_init__(self) -> None:
+        for name, limit in LIMITS.items():
+            if getattr(self, name) is None:
+                continue
+            if limit.unit == "processors":
+                _check_real(self, name, limit.low, limit.high)
+            elif limit.unit == "bytes":
+                _check_size(self, name, int(limit.low), int(limit.high))
+            else:
+                _check_number(self, name, int(limit.low), int(limit.high))
+        _check_bool(self, "best_effort")
+
+    @property
+    def cgroup(self) -> dict[str, float]:
+        """What a cgroup has to hold, by field."""
+        return self._given(lambda limit: limit.rlimit is None)
+
+    @property
+    def rlimits(self) -> dict[str, int]:
+        """The resource limits, by the kernel's name such as ``RLIMIT_AS``."""
+        given = self._given(lambda limit: limit.rlimit is not None)
+        return {str(LIMITS[name].rlimit): int(value) for name, value in given.items()}
+
+    def _given(self, wanted: Callable[[Limit], bool]) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name, limit in LIMITS.items() if wanted(limit)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class LimitChanges(TypedDict, total=False):
+    """What :meth:`Sandbox.limit` takes: the fields of :class:`Limits`."""
+
+    memory: int | str | None
+    pids: int | None
+    cpu: float | None
+    address_space: int | str | None
+    data: int | str | None
+    stack: int | str | None
+    file_size: int | str | None
+    core_size: int | str | None
+    locked_memory: int | str | None
+    open_files: int | None
+    processes: int | None
+    cpu_seconds: int | None
+    best_effort: bool
+
 
 # every namespace that "--unshare-all" takes without "if possible"
 _ALL = frozenset({Namespace.IPC, Namespace.PID, Namespace.NET, Namespace.UTS})
@@ -393,16 +584,19 @@ class Sandbox:
         as_pid_1: the command itself is pid 1 inside; needs PID in ``unshare``.
         close_fds: the command gets stdin, stdout and stderr only.
         lock_files: files inside to hold a read lock on while the sandbox runs.
+        limits: how much the command may use.
+        timeout: seconds of the whole life of a command, after which everything in the
+            sandbox is killed; None is no end.
     """
 
     filesystem: tuple[Operation, ...] = ()
     unshare: frozenset[Namespace] = frozenset()
     unshare_try: frozenset[Namespace] = frozenset()
     disable_userns: bool = False
-    uid: int | None = None
-    gid: int | None = None
+    uid: Id | None = None
+    gid: Id | None = None
     hostname: str | None = None
-    cwd: str | None = None
+    cwd: InnerPath | None = None
     clear_env: bool = False
     environment: tuple[tuple[str, str | None], ...] = ()
     caps_add: frozenset[str] = frozenset()
@@ -413,6 +607,8 @@ class Sandbox:
     as_pid_1: bool = False
     close_fds: bool = True
     lock_files: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    timeout: Annotated[float, Range(0, TIMEOUT_MAX)] | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -426,6 +622,7 @@ class Sandbox:
         if self.cwd is not None:
             _check_path(self, "cwd")
         _set(self, "lock_files", self._strings("lock_files"))
+        self._check_use()
 
     def _strings(self, field_name: str) -> tuple[str, ...]:
         values: object = getattr(self, field_name)
@@ -484,6 +681,8 @@ class Sandbox:
                 raise _refuse(self, "environment", f"{name!r} is not a variable's name")
             if value is not None:
                 _check_text(self, "environment", value)
+        # what is said last about a variable holds: no need to keep the rest
+        _set(self, "environment", tuple(dict(self.environment).items()))
 
     def _check_rights(self) -> None:
         for name in ("caps_add", "caps_drop"):
@@ -499,6 +698,14 @@ class Sandbox:
             if not 0 < len(program) <= BPF_MAX:
                 raise _refuse(self, "seccomp", f"a program has 1 to {BPF_MAX} bytes")
         _set(self, "seccomp", tuple(self.seccomp))
+
+    def _check_use(self) -> None:
+        if not isinstance(self.limits, Limits):
+            raise _refuse(self, "limits", f"Limits(...) is wanted, not {self.limits!r}")
+        if self.timeout is not None:
+            _check_real(self, "timeout", 0, TIMEOUT_MAX)
+            if self.timeout == 0:
+                raise _refuse(self, "timeout", "must be more than 0 seconds")
 
     # --- presets ----------------------------------------------------------------------
 
@@ -546,18 +753,15 @@ class Sandbox:
         Raises:
             SpecError: it is not a directory.
         """
-        absolute = os.path.abspath(path)
-        if not os.path.isdir(absolute):
-            raise SpecError("path", f"{absolute} is not a directory")
-        return replace(cls.minimal().bind(absolute, absolute), cwd=absolute)
+        return cls.minimal().work_in(path)
 
     @classmethod
     def cowork(
         cls,
-        home: PathLike,
         session: str,
-        mounts: Mapping[str, PathLike],
+        mounts: Mapping[str, PathLike] | Iterable[tuple[str, PathLike]] = (),
         *,
+        home: PathLike | None = None,
         read_only: Collection[str] = (),
         program_dir: PathLike | None = None,
         extra: Sequence[Bind] = (),
@@ -568,10 +772,10 @@ class Sandbox:
         ``/sessions/SESSION/mnt``.  Host network; own processes.
 
         Arguments:
-            home: the user's home; inside it is empty.
             session: name of the session.
             mounts: name inside, to directory of the host; the command starts in the first
                 that is neither hidden nor ``uploads``.
+            home: the user's home, by default the caller's; inside it is empty.
             read_only: names in ``mounts`` that are not to be written.
             program_dir: directory of the program, to be seen read-only at its own path.
             extra: further binds, ahead of the home.
@@ -580,13 +784,14 @@ class Sandbox:
             SpecError: a name is not one component of a path, or a path is not absolute.
         """
         _check_component("session", session)
-        for name in mounts:
+        folders = dict(mounts)
+        for name in folders:
             _check_component("mounts", name)
-        unknown = set(read_only) - set(mounts)
+        unknown = set(read_only) - set(folders)
         if unknown:
             raise SpecError("read_only", f"{min(unknown)!r} is not in mounts")
         root = f"/sessions/{session}"
-        shown = [name for name in mounts if not name.startswith(".") and name != "uploads"]
+        shown = [name for name in folders if not name.startswith(".") and name != "uploads"]
         program = () if program_dir is None else (os.fspath(program_dir),)
         return cls(
             filesystem=(
@@ -600,13 +805,13 @@ class Sandbox:
                 *(operation for path in _SYSTEM_DIRS for operation in _system_dir(path)),
                 *_resolver(),
                 *extra,
-                Dir(os.fspath(home)),
+                Dir(os.fspath(Path.home() if home is None else home)),
                 *(Bind(path, path, read_only=True) for path in program),
                 Dir(root),
                 Dir(f"{root}/mnt"),
                 *(
                     Bind(os.fspath(path), f"{root}/mnt/{name}", read_only=name in read_only)
-                    for name, path in mounts.items()
+                    for name, path in folders.items()
                 ),
             ),
             unshare=frozenset({Namespace.PID}),
@@ -641,9 +846,52 @@ class Sandbox:
         at = absolute if dest is None else os.fspath(dest)
         return self.add(Bind(absolute, at, read_only=read_only, optional=optional))
 
-    def tmpfs(self, dest: PathLike, *, size: int | None = None, mode: int = 0o755) -> Self:
-        """A copy with a new tmpfs at ``dest``; ``size`` in bytes."""
-        return self.add(Tmpfs(os.fspath(dest), size=size, mode=mode))
+    def work_in(self, path: PathLike) -> Self:
+        """A copy with one directory of the host writable at its own path, to start in.
+
+        A relative path is taken from the caller's directory, now.
+
+        Raises:
+            SpecError: it is not a directory.
+        """
+        absolute = os.path.abspath(path)
+        if not os.path.isdir(absolute):
+            raise SpecError("path", f"{absolute} is not a directory")
+        return replace(self.bind(absolute, absolute), cwd=absolute)
+
+    def tmpfs(self, dest: PathLike, *, size: int | str | None = None, mode: int = 0o755) -> Self:
+        """A copy with a new tmpfs at ``dest``; ``size`` in bytes, or such as "64M"."""
+        # the operation makes a number of it
+        return self.add(Tmpfs(os.fspath(dest), size=size, mode=mode))  # type: ignore[arg-type]
+
+    def dir(self, dest: PathLike, *, mode: int = 0o755) -> Self:
+        """A copy with a new directory at ``dest``."""
+        return self.add(Dir(os.fspath(dest), mode))
+
+    def file(self, dest: PathLike, content: bytes | str, *, mode: int = 0o666) -> Self:
+        """A copy with a new file at ``dest``; text is written as UTF-8."""
+        data = content.encode() if isinstance(content, str) else content
+        return self.add(File(os.fspath(dest), data, mode))
+
+    def symlink(self, target: PathLike, dest: PathLike) -> Self:
+        """A copy with a symbolic link at ``dest`` that holds ``target``."""
+        return self.add(Symlink(os.fspath(target), os.fspath(dest)))
+
+    def limit(self, **changes: Unpack[LimitChanges]) -> Self:
+        """A copy with other limits; what is not named stays, None lifts a limit.
+
+        >>> Sandbox.minimal().limit(memory="512M", pids=64, cpu=0.5).limits.memory
+        536870912
+
+        Raises:
+            SpecError: a limit that can't be, by its name such as ``Limits.memory``.
+        """
+        changed: dict[str, Any] = {**changes}
+        unknown = changed.keys() - {item.name for item in fields(Limits)}
+        if unknown:
+            known = ", ".join(LIMITS)
+            raise SpecError(f"Limits.{min(unknown)}", f"unknown; there are: {known}")
+        return replace(self, limits=replace(self.limits, **changed))
 
     def env(self, changes: Mapping[str, str | None] | None = None, /, **more: str | None) -> Self:
         """A copy that sets variables, or, with None, removes them."""

@@ -27,7 +27,7 @@ def system_python() -> str | None:
 
 def make_sandbox(project: Path) -> Sandbox:
     """The Cowork command line; root gives up its capabilities besides."""
-    spec = Sandbox.cowork(Path.home(), "demo", {"project": project})
+    spec = Sandbox.cowork("demo", {"project": project})
     spec = spec.replace(caps_drop={"ALL"})
     if system_python() is None:
         spec = spec.bind(sys.base_prefix, read_only=True)

@@ -63,6 +63,9 @@ class PlanFlag(IntFlag):
     NOT_A_SECURITY_BOUNDARY = lib.NSR_NOT_A_SECURITY_BOUNDARY
     CLOSE_FDS = lib.NSR_CLOSE_FDS
     DEFAULT_SIGNALS = lib.NSR_DEFAULT_SIGNALS
+    TERMINAL = lib.NSR_TERMINAL
+    PARKED = lib.NSR_PARKED
+    TELL_EXEC = lib.NSR_TELL_EXEC
 
 
 class Number(IntEnum):
@@ -72,6 +75,7 @@ class Number(IntEnum):
     UNSHARE = lib.NSR_UNSHARE
     CAPS_SET = lib.NSR_CAPS_SET
     CAPS_CLEAR = lib.NSR_CAPS_CLEAR
+    TIMEOUT_MS = lib.NSR_TIMEOUT_MS
     UID = lib.NSR_UID
     GID = lib.NSR_GID
     USERNS_FD = lib.NSR_USERNS_FD
@@ -83,6 +87,7 @@ class Number(IntEnum):
     INFO_FD = lib.NSR_INFO_FD
     JSON_STATUS_FD = lib.NSR_JSON_STATUS_FD
     SECCOMP_FD = lib.NSR_SECCOMP_FD
+    LISTEN_FD = lib.NSR_LISTEN_FD
 
 
 # file descriptors stand last in enum nsr_number
@@ -103,6 +108,7 @@ class Words(IntEnum):
     ARGV = lib.NSR_ARGV
     ENV = lib.NSR_ENV
     LOCK_FILES = lib.NSR_LOCK_FILES
+    CGROUPS = lib.NSR_CGROUPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +259,10 @@ class Plan:
         data = ffi.from_buffer("uint8_t[]", program)
         _check(lib.nsr_plan_add_seccomp(self._plan, data, len(program)))
 
+    def add_rlimit(self, name: str, soft: int, hard: int) -> None:
+        """Add a resource limit; the name is that of ``RLIMIT_*`` in lower case."""
+        _check(lib.nsr_plan_add_rlimit(self._plan, _raw(name), soft, hard))
+
     def number(self, which: Number) -> int:
         """A number of the plan."""
         return int(lib.nsr_plan_number(self._plan, which))
@@ -293,7 +303,10 @@ class NeedsProgram(Exception):
 
 
 class Child:
-    """A sandbox started in process.  Make it, start it, and close it whatever happens."""
+    """A started sandbox.  Make it, start it once, and close it whatever happens.
+
+    Not for two threads at once: the caller takes turns.
+    """
 
     def __init__(self) -> None:
         self._child = ffi.new("struct nsr_child *")
@@ -314,6 +327,28 @@ class Child:
             raise NeedsProgram(_str(self._diag.text))
         if ret:
             raise _error(self._diag)
+
+    def start_program(self, plan: Plan, program: str, stdio: tuple[int, int, int]) -> None:
+        """The same by the nsrun program at that path, which runs every plan.
+
+        Raises:
+            NsrunError: not at all.
+        """
+        self._plan = plan
+        ret = lib.nsr_spawn_program(plan._plan, _raw(program), list(stdio), self._child, self._diag)
+        if ret:
+            raise _error(self._diag)
+
+    def hand(self, command: Plan, stdio: tuple[int, int, int]) -> bool:
+        """Give a parked sandbox its command; False if it is not what it was made to be.
+
+        Raises:
+            NsrunError: with ``E2BIG`` if the command is too large for it.
+        """
+        ret = lib.nsr_child_hand(self._child, command._plan, list(stdio), self._diag)
+        if ret == -errno.E2BIG:
+            raise _error(self._diag)
+        return not ret
 
     def read(self) -> bool:
         """True once the payload has ended; never blocks.
@@ -337,6 +372,53 @@ class Child:
         return int(self._child.exit_status)
 
     @property
+    def exec_fd(self) -> int:
+        """At its end once the exec has succeeded or failed; -1: that is not told."""
+        return int(self._child.exec_fd)
+
+    @property
+    def parked(self) -> bool:
+        """Waits for its command."""
+        return bool(self._child.parked)
+
+    @property
+    def timed_out(self) -> bool:
+        """The plan's timeout ended it."""
+        return bool(self._child.timed_out)
+
+    @property
+    def pid(self) -> int:
+        """The command's pid as the caller sees it; 0 before its exec, or where nobody told."""
+        child = self._child
+        return int(child.payload_pid or (child.pid if child.exec_ns else 0))
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Nanoseconds of processor time, and bytes of the largest process or 0, after the end."""
+        return int(self._child.cpu_ns), int(self._child.peak_rss)
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to everything inside; False if it has ended.
+
+        Raises:
+            NsrunError: it can't be sent.
+        """
+        ret = lib.nsr_child_signal(self._child, number)
+        if ret == -errno.ESRCH:
+            return False
+        _check(ret)
+        return True
+
+    def deadline(self, milliseconds: int) -> bool:
+        """Have pid 1 end the sandbox after that time; False if it can't be asked to."""
+        return not lib.nsr_child_deadline(self._child, milliseconds)
+
+    @property
+    def exec_seen(self) -> bool:
+        """The command has been started."""
+        return bool(self._child.exec_ns)
+
+    @property
     def spawn_ns(self) -> int | None:
         """From just before the clone to just before the exec; None if it did not come to it."""
         child = self._child
@@ -345,6 +427,19 @@ class Child:
     def close(self) -> None:
         """Kill what is left and free everything; may be called again."""
         lib.nsr_child_close(self._child)
+
+    @property
+    def alone(self) -> bool:
+        """At the command's end no process but pid 1 was left."""
+        return bool(self._child.alone)
+
+    def try_close(self) -> bool:
+        """Close it if that takes no time; else nothing is done, and False returned."""
+        return bool(lib.nsr_child_try_close(self._child))
+
+    def forget(self) -> None:
+        """For a forked copy of the process that started it: free, and kill nothing."""
+        lib.nsr_child_forget(self._child)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,18 @@ static int refused_later(const struct nsr_diag *diag)
 	return 0;
 }
 
+/* The Python package has made its choice, and listens for what bwrap doesn't say. */
+static int chosen_outside(const struct nsr_plan *plan)
+{
+	return plan->number[NSR_REPORT_FD] != -1;
+}
+
 static int may_fall_back(const struct dispatch *d)
 {
 	if (d->request.wish == NSR_WISH_NAMESPACES || getenv(NSR_FALLBACK_MARK))
 		return 0;
 	/* we are in that namespace by now, and can't leave it */
-	if (d->plan->number[NSR_USERNS_FD] != -1)
+	if (d->plan->number[NSR_USERNS_FD] != -1 || chosen_outside(d->plan))
 		return 0;
 	return d->request.word || !d->as_bwrap || nsr_conf_bwrap_fallback();
 }
@@ -187,7 +193,8 @@ int nsr_dispatch(struct nsr_plan *plan, struct nsr_ctx *ctx, int as_bwrap, nsr_w
 {
 	struct dispatch d = { .plan = plan, .ctx = ctx, .diag = diag, .as_bwrap = as_bwrap,
 			      .say = say, .say_arg = say_arg };
-	const char *variable = as_bwrap ? NULL : getenv(NSR_BACKEND_VARIABLE);
+	const char *variable = as_bwrap || chosen_outside(plan) ? NULL :
+			       getenv(NSR_BACKEND_VARIABLE);
 
 	if (nsr_request_read(&d.request, plan->choice.backend, variable, diag))
 		return -1;

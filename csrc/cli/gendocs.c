@@ -14,7 +14,7 @@
 #include "options.h"
 
 /* The words that Python carries out; the same in every shell. */
-#define WORDS "run version doctor"
+#define WORDS "run doctor profile version"
 #define BACKENDS "auto namespaces bwrap kvm host"
 
 /* In the kernel's order; checked against the parser's own table below. */

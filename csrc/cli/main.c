@@ -11,6 +11,7 @@
 #include "help.h"
 #include "python.h"
 #include "spawn.h"
+#include "tend.h"
 
 /*
  * All that one run needs, where the loader puts zeroes for nothing.  What every
@@ -90,10 +91,18 @@ static int run(int argc, char **argv, int as_bwrap)
 	case NSR_PARSE_USAGE:
 		nsr_help(stderr, argc ? argv[0] : teller.name, !as_bwrap);
 		return EXIT_FAILURE;
+	case NSR_PARSE_TEND:
+		if (!nsr_tend((int)nsr_plan_number(plan, NSR_SYNC_FD), &rest.diag))
+			return EXIT_SUCCESS;
+		break;
 	case NSR_PARSE_OK:
 		status = nsr_dispatch(plan, &hot.ctx, as_bwrap, warn, &teller, &rest.diag);
 		if (status >= 0)
 			return status;
+		if (plan->number[NSR_REPORT_FD] != -1) {
+			nsr_report_diag(&hot.ctx, &rest.diag);
+			return EXIT_FAILURE;
+		}
 		break;
 	case NSR_PARSE_ERROR:
 		break;

@@ -291,6 +291,66 @@ HANDLER(opt_lock_file)
 	return nsr_plan_keep_word(p->plan, NSR_LOCK_FILES, arg[0]) ? no_memory(p) : 0;
 }
 
+/* Seconds with up to three decimals, to milliseconds. */
+HANDLER(opt_timeout)
+{
+	char *end;
+	unsigned long whole = strtoul(arg[0], &end, 10), part = 0, unit = 100;
+	int digits = arg[0][0] >= '0' && arg[0][0] <= '9';
+
+	UNUSED(next);
+	warn_if_again(p, opt, p->plan->number[NSR_TIMEOUT_MS] != 0);
+	if (digits && *end == '.')
+		for (end++; *end >= '0' && *end <= '9' && unit; end++, unit /= 10)
+			part += unit * (unsigned long)(*end - '0');
+	if (!digits || *end || whole > NSR_MAX_TIMEOUT_MS / 1000 || !(whole + part))
+		return nsr_diag_set(p->diag, "%s: %s is not a number of seconds", opt->name, arg[0]);
+	p->plan->number[NSR_TIMEOUT_MS] = (int64_t)(whole * 1000 + part);
+	return 0;
+}
+
+HANDLER(opt_cgroup)
+{
+	UNUSED(next), UNUSED(opt);
+	return nsr_plan_keep_word(p->plan, NSR_CGROUPS, arg[0]) ? no_memory(p) : 0;
+}
+
+/* A number, or "unlimited"; what is behind it goes to end. */
+static int parse_limit(const char *s, uint64_t *out, const char **end)
+{
+	static const char none[] = "unlimited";
+	char *behind;
+
+	*out = ~(uint64_t)0;
+	*end = s + sizeof(none) - 1;
+	if (!strncmp(s, none, sizeof(none) - 1))
+		return 0;
+	if (*s < '0' || *s > '9')
+		return -EINVAL;
+	errno = 0;
+	*out = strtoull(s, &behind, 10);
+	*end = behind;
+	return errno ? -EINVAL : 0;
+}
+
+HANDLER(opt_rlimit)
+{
+	const char *at = arg[1];
+	uint64_t soft, hard;
+	int ret;
+
+	UNUSED(next);
+	if (parse_limit(at, &soft, &at))
+		return nsr_diag_set(p->diag, "%s: %s is not SOFT or SOFT:HARD", opt->name, arg[1]);
+	hard = soft;
+	if ((*at == ':' && parse_limit(at + 1, &hard, &at)) || *at)
+		return nsr_diag_set(p->diag, "%s: %s is not SOFT or SOFT:HARD", opt->name, arg[1]);
+	ret = nsr_plan_add_rlimit(p->plan, arg[0], soft, hard);
+	if (ret == -EINVAL)
+		return nsr_diag_set(p->diag, "%s: there is no limit %s", opt->name, arg[0]);
+	return ret ? no_memory(p) : 0;
+}
+
 HANDLER(opt_perms)
 {
 	if (next->perms != PERMS_NONE)
@@ -529,6 +589,20 @@ HANDLER(opt_plan)
 	if (parse_fd(p, arg[0], &p->plan_fd))
 		return -EINVAL;
 	return PARSE_PLAN;
+}
+
+/* The plan is not run: it only carries the number. */
+HANDLER(opt_tend)
+{
+	int fd = -1;
+
+	UNUSED(next);
+	if (p->words != 2)
+		return nsr_diag_set(p->diag, "%s stands alone", opt->name);
+	if (parse_fd(p, arg[0], &fd))
+		return -EINVAL;
+	p->plan->number[NSR_SYNC_FD] = fd;
+	return NSR_PARSE_TEND;
 }
 
 static int parse_list(struct parser *p, struct pending *next, const char *const *argv,

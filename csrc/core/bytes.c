@@ -3,7 +3,7 @@
  * bytes.c - a plan to bytes and back.
  *
  * Header (magic, version, length), then the numbers, strings, lists,
- * operations and seccomp programs in the order of their enums.  Numbers are
+ * operations, seccomp programs and limits, in the order of their enums.  Numbers are
  * little-endian; a string is its length with the final NUL, 0 standing for
  * "none", and its bytes.  The reader keeps pointers into one copy of the input.
  */
@@ -93,6 +93,12 @@ static void put_plan(struct writer *w, const struct nsr_plan *plan, uint64_t tot
 	put_number(w, plan->n_seccomp, 4);
 	for (uint32_t i = 0; i < plan->n_seccomp; i++)
 		put_blob(w, plan->seccomp[i].data, plan->seccomp[i].len);
+	put_number(w, plan->n_rlimits, 4);
+	for (uint32_t i = 0; i < plan->n_rlimits; i++) {
+		put_number(w, plan->rlimits[i].resource, 4);
+		put_number(w, plan->rlimits[i].soft, 8);
+		put_number(w, plan->rlimits[i].hard, 8);
+	}
 }
 
 int64_t nsr_plan_write(const struct nsr_plan *plan, uint8_t *out, uint64_t cap)
@@ -220,6 +226,20 @@ static void get_header(struct reader *r, uint64_t len, struct nsr_diag *diag)
 	r->bad = 1;
 }
 
+static void get_rlimits(struct reader *r, struct nsr_plan *plan)
+{
+	plan->n_rlimits = plan->cap_rlimits = get_count(r, 20);
+	plan->rlimits = nsr_arena_alloc(&plan->arena,
+					(plan->n_rlimits + 1) * sizeof(*plan->rlimits));
+	if (!plan->rlimits)
+		r->bad = 1;
+	for (uint32_t i = 0; plan->rlimits && i < plan->n_rlimits; i++) {
+		plan->rlimits[i].resource = (uint32_t)get_number(r, 4);
+		plan->rlimits[i].soft = get_number(r, 8);
+		plan->rlimits[i].hard = get_number(r, 8);
+	}
+}
+
 static void get_arrays(struct reader *r, struct nsr_plan *plan)
 {
 	plan->n_ops = plan->cap_ops = get_count(r, 45);
@@ -231,6 +251,7 @@ static void get_arrays(struct reader *r, struct nsr_plan *plan)
 					(plan->n_seccomp + 1) * sizeof(*plan->seccomp));
 	for (uint32_t i = 0; plan->seccomp && i < plan->n_seccomp; i++)
 		plan->seccomp[i] = get_blob(r);
+	get_rlimits(r, plan);
 	if (!plan->ops || !plan->seccomp || r->left)
 		r->bad = 1;
 }

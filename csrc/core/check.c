@@ -100,6 +100,8 @@ static int check_numbers(const struct nsr_plan *plan, struct nsr_diag *diag)
 	if (plan->number[NSR_FLAGS] & ~(int64_t)NSR_PLAN_FLAG_ALL ||
 	    plan->number[NSR_UNSHARE] & ~unshare)
 		return nsr_diag_set(diag, "Unknown flag in plan");
+	if (plan->number[NSR_TIMEOUT_MS] < 0 || plan->number[NSR_TIMEOUT_MS] > NSR_MAX_TIMEOUT_MS)
+		return nsr_diag_set(diag, "--timeout: longer than the kernel can wait");
 	for (int i = NSR_UID; i < NSR_NUMBER_END; i++)
 		if (plan->number[i] < -1 || plan->number[i] > INT32_MAX)
 			return nsr_diag_set(diag, "Number %d of the plan is out of range", i);
@@ -150,6 +152,39 @@ static int check_unmapped_ids(const struct nsr_plan *plan, struct nsr_diag *diag
 	return nsr_check_ids(plan, diag);
 }
 
+static int check_rlimits(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	for (uint32_t i = 0; i < plan->n_rlimits; i++) {
+		const char *name = nsr_rlimit_name(plan->rlimits[i].resource);
+
+		if (!name)
+			return nsr_diag_set(diag, "--rlimit: there is no limit number %u",
+					    plan->rlimits[i].resource);
+		if (plan->rlimits[i].soft > plan->rlimits[i].hard)
+			return nsr_diag_set(diag, "--rlimit: the soft limit of %s is above the hard one",
+					    name);
+	}
+	return 0;
+}
+
+/* What only nsrun has, and what it rests on. */
+static int check_ours(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	const int64_t *n = plan->number;
+
+	if (n[NSR_LISTEN_FD] != -1 && !(n[NSR_UNSHARE] & NSR_CLONE_NEWNET))
+		return nsr_diag_set(diag, "--listen-fd requires --unshare-net");
+	if (n[NSR_TIMEOUT_MS] && !(n[NSR_UNSHARE] & NSR_CLONE_NEWPID))
+		return nsr_diag_set(diag, "--timeout requires --unshare-pid");
+	if (n[NSR_FLAGS] & NSR_PARKED && n[NSR_SECCOMP_FD] != -1)
+		return nsr_diag_set(diag, "--seccomp can't be read by a parked sandbox");
+	for (uint32_t i = 0; i < plan->list[NSR_CGROUPS].n; i++)
+		if (plan->list[NSR_CGROUPS].v[i][0] != '/')
+			return nsr_diag_set(diag, "--cgroup takes an absolute path, not %s",
+					    plan->list[NSR_CGROUPS].v[i]);
+	return check_rlimits(plan, diag);
+}
+
 static int check_process(const struct nsr_plan *plan, struct nsr_diag *diag)
 {
 	const int64_t *n = plan->number;
@@ -190,7 +225,7 @@ int nsr_plan_check(const struct nsr_plan *plan, struct nsr_diag *diag)
 {
 	if (check_numbers(plan, diag) || check_userns(plan, diag) ||
 	    check_unmapped_ids(plan, diag) || check_process(plan, diag) || check_ops(plan, diag) ||
-	    check_hostname_ops(plan, diag))
+	    check_hostname_ops(plan, diag) || check_ours(plan, diag))
 		return -EINVAL;
 	return 0;
 }

@@ -32,6 +32,12 @@ static void close_monitor_fds(struct nsr_ctx *ctx)
 	SYS1(SYS_close, ctx->status_r);
 	if (ctx->life_w >= 0)
 		SYS1(SYS_close, ctx->life_w);
+	if (ctx->park_w >= 0)
+		SYS1(SYS_close, ctx->park_w);
+	if (ctx->exec_r >= 0)
+		SYS1(SYS_close, ctx->exec_r);
+	if (n[NSR_REPORT_FD] != -1)
+		SYS1(SYS_close, n[NSR_REPORT_FD]);
 	if (n[NSR_INFO_FD] != -1)
 		SYS1(SYS_close, n[NSR_INFO_FD]);
 	if (n[NSR_JSON_STATUS_FD] != -1)
@@ -70,11 +76,13 @@ static int enter_namespaces(struct nsr_ctx *ctx)
 		return nsr_fail(ctx, NSR_STEP_NO_NEW_PRIVS, ret);
 	if (n[NSR_PIDNS_FD] != -1 && nsr_pidns_enter(ctx))
 		return -1;
-	if (wait_go(ctx))
+	if (wait_go(ctx) || nsr_cgroup_enter(ctx))
 		return -1;
 	if (n[NSR_USERNS_FD] != -1 && switch_ids(ctx))
 		return -1;
 	if (ctx->facts.unshare & NSR_CLONE_NEWNET && nsr_loopback_up(ctx))
+		return -1;
+	if (n[NSR_LISTEN_FD] != -1 && nsr_listen_inside(ctx))
 		return -1;
 	/* with --userns-block-fd the caller has written the maps */
 	if (ctx->facts.unshare & NSR_CLONE_NEWUSER && n[NSR_USERNS_BLOCK_FD] == -1)

@@ -167,10 +167,19 @@ static void keep_sigmask(struct nsr_ctx *ctx)
 	ctx->sigmask &= ~(1ULL << (SIGCHLD - 1));
 }
 
+int nsr_prepare_words(struct nsr_ctx *ctx, struct nsr_diag *diag)
+{
+	if (find_programs(ctx) || make_argv(ctx) || make_env(ctx))
+		return nsr_diag_errno(diag, ENOMEM, "Out of memory");
+	return 0;
+}
+
 int nsr_prepare_exec(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
-	if (find_cwd(ctx) || find_programs(ctx) || make_argv(ctx) || make_env(ctx))
+	if (find_cwd(ctx))
 		return nsr_diag_errno(diag, ENOMEM, "Out of memory");
+	if (nsr_prepare_words(ctx, diag))
+		return -1;
 	find_console(ctx);
 	keep_sigmask(ctx);
 	return 0;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* fds.c - file descriptors of our own. */
 #include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -40,11 +42,11 @@ int nsr_close_but(const int *keep, int n)
 }
 
 /* Where the caller left stdio closed, a new fd would land there: move it up. */
-static int above_stdio(int fd)
+int nsr_lift(int fd)
 {
 	int moved;
 
-	if (fd >= FIRST_FREE)
+	if (fd < 0 || fd >= FIRST_FREE)
 		return fd;
 	moved = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FREE);
 	close(fd);
@@ -93,12 +95,77 @@ int nsr_pipe(int fds[2])
 {
 	if (pipe2(fds, O_CLOEXEC | O_DIRECT))
 		return -errno;
-	fds[0] = above_stdio(fds[0]);
-	fds[1] = above_stdio(fds[1]);
+	fds[0] = nsr_lift(fds[0]);
+	fds[1] = nsr_lift(fds[1]);
 	return fds[0] < 0 || fds[1] < 0 ? -EMFILE : 0;
 }
 
-/* 1: a record, 0: the end, -errno.  The text that came with it ends with a NUL. */
+/* The same as sockets; what is read from the first one says who sent it. */
+int nsr_packets(int fds[2])
+{
+	const int on = 1;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds))
+		return -errno;
+	fds[0] = nsr_lift(fds[0]);
+	fds[1] = nsr_lift(fds[1]);
+	if (fds[0] < 0 || fds[1] < 0)
+		return -EMFILE;
+	return setsockopt(fds[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) ? -errno : 0;
+}
+
+int nsr_write_whole(int fd, const void *data, size_t len)
+{
+	const char *at = data;
+
+	while (len) {
+		ssize_t n = write(fd, at, len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		at += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/* 1: a record, 0: the end.  The text that came with it ends with a NUL. */
+static int took(ssize_t n, char text[NSR_RECORD_TEXT])
+{
+	if (n > (ssize_t)sizeof(struct nsr_record))
+		text[(size_t)n - sizeof(struct nsr_record) - 1] = '\0';
+	return n >= (ssize_t)sizeof(struct nsr_record);
+}
+
+int nsr_receive_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT])
+{
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	struct iovec parts[2] = { { record, sizeof(*record) }, { text, NSR_RECORD_TEXT } };
+	struct msghdr msg = { .msg_iov = parts, .msg_iovlen = 2, .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	struct cmsghdr *header;
+	struct ucred cred;
+	ssize_t n;
+
+	do
+		n = recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	header = CMSG_FIRSTHDR(&msg);
+	if (header && header->cmsg_type == SCM_CREDENTIALS && !record->pid) {
+		memcpy(&cred, CMSG_DATA(header), sizeof(cred));
+		record->pid = cred.pid;
+	}
+	return took(n, text);
+}
+
+/* From a pipe; -errno. */
 int nsr_read_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT])
 {
 	const struct iovec parts[2] = { { record, sizeof(*record) },
@@ -110,7 +177,5 @@ int nsr_read_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
-	if (n > (ssize_t)sizeof(*record))
-		text[(size_t)n - sizeof(*record) - 1] = '\0';
-	return n >= (ssize_t)sizeof(*record);
+	return took(n, text);
 }

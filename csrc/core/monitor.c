@@ -8,11 +8,13 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "caps.h"
 #include "diag.h"
+#include "owner.h"
 #include "reaper_loop.h"
 #include "spawn.h"
 #include "sys.h"
@@ -25,7 +27,8 @@ static int open_channels(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	const int on = 1;
 	int status[2], go[2], ret;
 
-	ret = nsr_pipe(status);
+	/* a socket says who sent a record, and whoever reads the report wants to know */
+	ret = n[NSR_REPORT_FD] == -1 ? nsr_pipe(status) : nsr_packets(status);
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't make a pipe");
 	ctx->status_r = status[0];
@@ -177,9 +180,11 @@ static void wait_userns_block(const struct nsr_ctx *ctx)
 static int step_back(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
 	const int64_t *n = ctx->plan->number;
-	const int keep[] = { ctx->status_r, ctx->go_w, ctx->pid_sock[0], ctx->inner_pidfd, (int)n[NSR_INFO_FD],
-			     (int)n[NSR_JSON_STATUS_FD], (int)n[NSR_USERNS_BLOCK_FD],
-			     (int)n[NSR_USERNS2_FD] };
+	const int keep[] = { ctx->status_r, ctx->go_w, ctx->pid_sock[0], ctx->inner_pidfd,
+			     (int)n[NSR_INFO_FD], (int)n[NSR_JSON_STATUS_FD],
+			     (int)n[NSR_USERNS_BLOCK_FD], (int)n[NSR_USERNS2_FD],
+			     (int)n[NSR_REPORT_FD],
+			     n[NSR_FLAGS] & NSR_AS_PID_1 ? (int)n[NSR_LIFE_FD] : -1 };
 	int ret = nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
 
 	if (ret)
@@ -196,7 +201,9 @@ static int step_back(struct nsr_ctx *ctx, struct nsr_diag *diag)
 
 static int die_with_parent(const struct nsr_ctx *ctx, pid_t parent, struct nsr_diag *diag)
 {
-	if (!(ctx->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT))
+	/* a parent-death signal follows a thread; the life line, which pid 1 has, does not */
+	if (!(ctx->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT) ||
+	    ctx->plan->number[NSR_LIFE_FD] != -1)
 		return 0;
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
 		return nsr_diag_errno(diag, errno, "prctl(PR_SET_PDEATHSIG)");
@@ -235,16 +242,54 @@ struct outcome {
 	int exit;
 };
 
+/* Nobody may be listening any more; the sandbox then ends by its life line. */
+static void report(const struct nsr_ctx *ctx, const struct nsr_record *record, const char *text)
+{
+	const struct iovec parts[2] = { { (void *)(uintptr_t)record, sizeof(*record) },
+					{ (void *)(uintptr_t)text, strlen(text) + 1 } };
+	const struct msghdr msg = { .msg_iov = (struct iovec *)(uintptr_t)parts, .msg_iovlen = 2 };
+	int fd = (int)ctx->plan->number[NSR_REPORT_FD];
+
+	if (fd >= 0)
+		SYS3(SYS_sendmsg, fd, &msg, MSG_NOSIGNAL);
+}
+
+void nsr_report_diag(const struct nsr_ctx *ctx, const struct nsr_diag *diag)
+{
+	const struct nsr_record record = { .type = NSR_RECORD_DIAG, .err = diag->err, .op = -1 };
+	char *text = ctx->cold->text;
+
+	snprintf(text, NSR_RECORD_TEXT, "%s", diag->text);
+	report(ctx, &record, text);
+}
+
+static int next_record(struct nsr_ctx *ctx, struct nsr_record *record, char *text)
+{
+	int ret;
+
+	*record = (struct nsr_record){ .pid = 0 };
+	text[0] = '\0';
+	if (ctx->plan->number[NSR_REPORT_FD] == -1)
+		return nsr_read_record(ctx->status_r, record, text);
+	ret = nsr_receive_record(ctx->status_r, record, text);
+	if (ret > 0)
+		report(ctx, record, text);
+	return ret;
+}
+
 static struct outcome listen_for_end(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
 	struct outcome out = { 0, 0, 1 };
 	char *text = ctx->cold->text;
 	struct nsr_record record;
 
-	while (!out.reported && nsr_read_record(ctx->status_r, &record, text) > 0) {
+	while (!out.reported && next_record(ctx, &record, text) > 0) {
 		if (record.type == NSR_RECORD_EXIT) {
 			out.reported = 1;
 			out.exit = (int)(record.value & 0xff);
+		} else if (record.type == NSR_RECORD_TIMEOUT) {
+			out.reported = 1;
+			out.exit = NSR_EXIT_TIMEOUT;
 		} else if (record.type == NSR_RECORD_EXEC) {
 			ctx->exec_seen = 1;
 		} else if (record.type == NSR_RECORD_FAIL) {
@@ -290,6 +335,9 @@ static pid_t clone_child(struct nsr_ctx *ctx)
 	/* a joined pid namespace has to be entered first, and its child made there */
 	if (ctx->plan->number[NSR_PIDNS_FD] != -1)
 		flags &= ~(unsigned long)NSR_CLONE_NEWPID;
+	/* its root is to be the plan's cgroup, which the child enters first */
+	if (ctx->cgroup_procs)
+		flags &= ~(unsigned long)NSR_CLONE_NEWCGROUP;
 	return (pid_t)SYS5(SYS_clone, flags, 0, 0, 0, 0);
 }
 
@@ -316,6 +364,51 @@ static int tell_and_go(struct nsr_ctx *ctx, const struct info *info, struct nsr_
 	return ret;
 }
 
+static void report_pid(const struct nsr_ctx *ctx, pid_t pid)
+{
+	const struct nsr_record record = { .type = NSR_RECORD_PID, .op = -1, .value = pid };
+
+	report(ctx, &record, "");
+}
+
+/* Ours alone; a plan that was read from bytes names them open. */
+static int keep_ours(struct nsr_ctx *ctx, struct nsr_diag *diag)
+{
+	static const enum nsr_number ours[] = {
+		NSR_REPORT_FD, NSR_LIFE_FD, NSR_PARK_FD, NSR_STUB_FD, NSR_LISTEN_FD,
+		NSR_EXEC_FD,
+	};
+	const int64_t *n = ctx->plan->number;
+
+	for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++)
+		if (n[ours[i]] != -1 && fcntl((int)n[ours[i]], F_SETFD, FD_CLOEXEC))
+			return nsr_diag_errno(diag, errno, "The plan names fd %d",
+					      (int)n[ours[i]]);
+	ctx->park_r = (int)n[NSR_PARK_FD];
+	ctx->stub_fd = (int)n[NSR_STUB_FD];
+	if (!(n[NSR_FLAGS] & NSR_PARKED) != (ctx->stub_fd < 0) ||
+	    (ctx->park_r < 0) != (ctx->stub_fd < 0))
+		return nsr_diag_set(diag, "A parked sandbox needs its socket and its program");
+	if (ctx->stub_fd >= 0 && ctx->n_fprogs) {
+		ctx->bpf_fd = nsr_filter_file(ctx);
+		if (ctx->bpf_fd < 0)
+			return nsr_diag_errno(diag, -ctx->bpf_fd, "Can't keep the seccomp programs");
+	}
+	return 0;
+}
+
+/* A command that is pid 1 itself hears nobody: we listen for it, and it dies with us. */
+static int watch_for_payload(const struct nsr_ctx *ctx, struct nsr_diag *diag)
+{
+	const int64_t *n = ctx->plan->number;
+	long ret = 0;
+
+	if (n[NSR_FLAGS] & NSR_AS_PID_1 && nsr_owner_wanted(ctx->plan))
+		ret = nsr_owner_watch((int)n[NSR_LIFE_FD], NSR_OWNER_ENDS,
+				      (int)n[NSR_REPORT_FD], (uint64_t)n[NSR_TIMEOUT_MS]);
+	return ret < 0 ? nsr_diag_errno(diag, (int)-ret, "Can't watch the sandbox's owner") : 0;
+}
+
 /* Everything between the clone and the payload's start that the caller sees. */
 static int accompany(struct nsr_ctx *ctx, pid_t *pid, pid_t parent, struct nsr_diag *diag)
 {
@@ -335,9 +428,11 @@ static int accompany(struct nsr_ctx *ctx, pid_t *pid, pid_t parent, struct nsr_d
 		*pid = inner;
 		ctx->inner_pidfd = (int)SYS2(SYS_pidfd_open, inner, 0);
 	}
+	report_pid(ctx, *pid);
 	if (ctx->go_w >= 0)
 		gather_info(ctx, *pid, &info);
-	if (step_back(ctx, diag) || die_with_parent(ctx, parent, diag))
+	if (step_back(ctx, diag) || die_with_parent(ctx, parent, diag) ||
+	    watch_for_payload(ctx, diag))
 		return -1;
 	if (ctx->go_w < 0)
 		return 0;
@@ -350,11 +445,13 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 	pid_t parent = getppid();
 	pid_t pid;
 
-	if (nsr_prepare(ctx, plan, NULL, diag) || nsr_reserve_fds(plan, diag) || open_channels(ctx, diag) || join_userns(ctx, diag))
+	if (nsr_prepare(ctx, plan, NULL, diag) || keep_ours(ctx, diag) ||
+	    nsr_reserve_fds(plan, diag) || open_channels(ctx, diag) || join_userns(ctx, diag))
 		return -1;
 	if (plan->number[NSR_PIDNS_FD] != -1 && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		return nsr_diag_errno(diag, errno, "prctl(PR_SET_CHILD_SUBREAPER)"), -1;
-	ctx->report_exec = plan->number[NSR_JSON_STATUS_FD] != -1;
+	ctx->report_exec = plan->number[NSR_JSON_STATUS_FD] != -1 ||
+			   plan->number[NSR_REPORT_FD] != -1;
 	/* the monitor and pid 1 wait for children by wait(2) alone */
 	SYS4(SYS_rt_sigprocmask, SIG_BLOCK, &sigchld, 0, sizeof(sigchld));
 	pid = clone_child(ctx);

@@ -6,8 +6,10 @@
 #include <string.h>
 
 #include "caps.h"
+#include "exec_loop.h"
 #include "spawn.h"
 #include "sys.h"
+#include "terminal.h"
 
 enum { CLOSE_RANGE_CLOEXEC_BIT = 4, SIGSET_BYTES = 8 };
 
@@ -30,7 +32,7 @@ int nsr_parent_death(struct nsr_ctx *ctx, int parent)
 	if (parent)
 		return SYS0(SYS_getppid) == parent ? 0 : (int)SYS1(SYS_exit_group, 1);
 	ret = SYS5(SYS_ppoll, &status, 1, &at_once, 0, 0);
-	return ret > 0 && status.revents & POLLERR ? (int)SYS1(SYS_exit_group, 1) : 0;
+	return ret > 0 && status.revents & (POLLERR | POLLHUP) ? (int)SYS1(SYS_exit_group, 1) : 0;
 }
 
 int nsr_seccomp_read(struct nsr_ctx *ctx)
@@ -173,30 +175,6 @@ static int wait_release(struct nsr_ctx *ctx)
 	return n == 1 ? 0 : (int)SYS1(SYS_exit_group, 1);
 }
 
-/* execvp(3): what the names along PATH answer decides whether the next is tried. */
-static int exec_programs(struct nsr_ctx *ctx)
-{
-	long err = -ENOENT;
-	int denied = 0;
-
-	for (const char **program = ctx->programs; *program; program++) {
-		long ret = SYS3(SYS_execve, *program, ctx->argv, ctx->envp);
-
-		if (ret == -ENOEXEC) {
-			ctx->sh_argv[1] = *program;
-			ret = SYS3(SYS_execve, "/bin/sh", ctx->sh_argv, ctx->envp);
-		}
-		err = ret;
-		if (ret == -EACCES)
-			denied = 1;
-		else if (ret != -ENOENT && ret != -ENOTDIR && ret != -ESTALE &&
-			 ret != -ENODEV && ret != -ETIMEDOUT)
-			break;
-	}
-	return nsr_fail_text(ctx, NSR_STEP_EXEC, denied ? -EACCES : err,
-			     ctx->plan->list[NSR_ARGV].v[0]);
-}
-
 static int close_for_payload(struct nsr_ctx *ctx)
 {
 	const int64_t *n = ctx->plan->number;
@@ -204,24 +182,77 @@ static int close_for_payload(struct nsr_ctx *ctx)
 
 	if (n[NSR_SYNC_FD] != -1 && !(n[NSR_FLAGS] & NSR_AS_PID_1))
 		SYS1(SYS_close, n[NSR_SYNC_FD]);
+	if (n[NSR_LIFE_FD] != -1)
+		SYS1(SYS_close, n[NSR_LIFE_FD]);
 	if (!(n[NSR_FLAGS] & NSR_CLOSE_FDS))
 		return 0;
 	ret = SYS3(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC_BIT);
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_CLOSE_FDS, ret) : 0;
 }
 
+static int take_terminal(struct nsr_ctx *ctx)
+{
+	long ret = 0;
+
+	if (ctx->plan->number[NSR_FLAGS] & NSR_TERMINAL)
+		ret = nsr_terminal_take();
+	return ret < 0 ? nsr_fail(ctx, NSR_STEP_TERMINAL, ret) : 0;
+}
+
+static int set_rlimits(struct nsr_ctx *ctx)
+{
+	for (uint32_t i = 0; i < ctx->plan->n_rlimits; i++) {
+		const struct nsr_rlimit *limit = &ctx->plan->rlimits[i];
+		long ret = SYS4(SYS_prlimit64, 0, limit->resource, &limit->soft, 0);
+
+		if (ret < 0)
+			return nsr_fail_text(ctx, NSR_STEP_RLIMIT, ret,
+					     nsr_rlimit_name(limit->resource));
+	}
+	return 0;
+}
+
+/* Wait for the command in a program that has nothing of our memory. */
+static int become_stub(struct nsr_ctx *ctx)
+{
+	const int values[] = { ctx->park_r, ctx->status_w, ctx->bpf_fd };
+	enum { N = sizeof(values) / sizeof(values[0]) };
+	const char *argv[N + 2] = { "nsrun-stub" };
+	char numbers[N][16];
+	long ret;
+
+	for (int i = 0; i < N; i++) {
+		numbers[i][0] = '\0';
+		if (values[i] >= 0) {
+			nsr_number_behind(numbers[i], (uint64_t)values[i]);
+			SYS3(SYS_fcntl, values[i], F_SETFD, 0);
+		}
+		argv[i + 1] = numbers[i];
+	}
+	argv[N + 1] = NULL;
+	ret = SYS5(SYS_execveat, ctx->stub_fd, "", argv, ctx->envp, NSR_AT_EMPTY_PATH);
+	return nsr_fail(ctx, NSR_STEP_STUB, ret);
+}
+
 /* Returns only if the exec failed. */
 int nsr_payload_exec(struct nsr_ctx *ctx)
 {
-	if (close_for_payload(ctx) || move_stdio(ctx))
+	long ret;
+
+	if (close_for_payload(ctx) || move_stdio(ctx) || take_terminal(ctx))
 		return -1;
 	reset_signals(ctx);
 	if (nsr_parent_death(ctx, ctx->reaper_pid))
 		return -1;
 	if (ctx->facts.raise_ambient)
 		nsr_caps_raise_ambient(ctx->facts.caps);
-	if (wait_release(ctx) || nsr_seccomp_load(ctx))
+	if (wait_release(ctx))
+		return -1;
+	if (ctx->stub_fd >= 0)
+		return become_stub(ctx);
+	if (set_rlimits(ctx) || nsr_seccomp_load(ctx))
 		return -1;
 	nsr_send_exec(ctx);
-	return exec_programs(ctx);
+	ret = nsr_exec_programs(ctx->programs, ctx->argv, ctx->sh_argv, ctx->envp);
+	return nsr_fail_text(ctx, NSR_STEP_EXEC, ret, ctx->plan->list[NSR_ARGV].v[0]);
 }

@@ -173,6 +173,21 @@ int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len
 	return 0;
 }
 
+int nsr_plan_add_rlimit(struct nsr_plan *plan, const char *name, uint64_t soft, uint64_t hard)
+{
+	int resource = nsr_rlimit_number(name, strlen(name));
+	struct nsr_rlimit *grown = nsr_plan_grow(plan, plan->rlimits, plan->n_rlimits,
+						 &plan->cap_rlimits, sizeof(*plan->rlimits));
+
+	if (resource < 0)
+		return -EINVAL;
+	if (!grown)
+		return -ENOMEM;
+	plan->rlimits = grown;
+	plan->rlimits[plan->n_rlimits++] = (struct nsr_rlimit){ (uint32_t)resource, soft, hard };
+	return 0;
+}
+
 int64_t nsr_plan_number(const struct nsr_plan *plan, enum nsr_number which)
 {
 	return plan->number[which];

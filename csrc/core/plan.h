@@ -52,6 +52,9 @@ struct nsr_plan {
 	struct nsr_blob *seccomp;
 	uint32_t n_seccomp;
 	uint32_t cap_seccomp;
+	struct nsr_rlimit *rlimits;
+	uint32_t n_rlimits;
+	uint32_t cap_rlimits;
 	struct nsr_choice choice;
 	struct nsr_arena arena;
 };
@@ -69,6 +72,10 @@ struct nsr_op *nsr_plan_new_op(struct nsr_plan *plan, uint32_t type);
 
 /* Without a user namespace the caller's ids are the only ones there are. */
 int nsr_check_ids(const struct nsr_plan *plan, struct nsr_diag *diag);
+
+/* RLIMIT_* by the name without that, in any case; -1: none. */
+int nsr_rlimit_number(const char *name, size_t len);
+const char *nsr_rlimit_name(uint32_t resource);
 
 /* setenv(3), unsetenv(3) and getenv(3) on the plan's own environment. */
 int nsr_plan_setenv(struct nsr_plan *plan, const char *name, const char *value);

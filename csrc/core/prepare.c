@@ -13,6 +13,8 @@
 #include "spawn.h"
 #include "sys.h"
 
+enum { MFD_CLOEXEC_BIT = 1 };
+
 static int no_memory(struct nsr_diag *diag)
 {
 	return nsr_diag_errno(diag, ENOMEM, "Out of memory");
@@ -130,7 +132,7 @@ int nsr_prepare_facts(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	map_line(ctx->gid_map2, f->gid, f->setup_gid);
 	f->with_reaper = !(n[NSR_FLAGS] & NSR_AS_PID_1) &&
 			 (f->unshare & NSR_CLONE_NEWPID || ctx->plan->list[NSR_LOCK_FILES].n ||
-			  n[NSR_SYNC_FD] != -1);
+			  n[NSR_SYNC_FD] != -1 || n[NSR_LIFE_FD] != -1 || n[NSR_TIMEOUT_MS]);
 	return 0;
 }
 
@@ -164,12 +166,55 @@ static int prepare_seccomp(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	return 0;
 }
 
+static int prepare_cgroups(struct nsr_ctx *ctx, struct nsr_diag *diag)
+{
+	static const char file[] = "/cgroup.procs";
+	const struct nsr_words *dirs = &ctx->plan->list[NSR_CGROUPS];
+
+	if (!dirs->n)
+		return 0;
+	ctx->cgroup_procs = nsr_arena_alloc(ctx->arena, (dirs->n + 1) * sizeof(*dirs->v));
+	if (!ctx->cgroup_procs)
+		return no_memory(diag);
+	for (uint32_t i = 0; i < dirs->n; i++) {
+		size_t len = strlen(dirs->v[i]);
+		char *path = nsr_arena_alloc(ctx->arena, len + sizeof(file));
+
+		if (!path)
+			return no_memory(diag);
+		memcpy(path, dirs->v[i], len);
+		memcpy(path + len, file, sizeof(file));
+		ctx->cgroup_procs[i] = path;
+	}
+	ctx->cgroup_procs[dirs->n] = NULL;
+	return 0;
+}
+
+/* Length and bytes of each program, as the reaper and the stub read them. */
+int nsr_filter_file(const struct nsr_ctx *ctx)
+{
+	int fd = nsr_lift((int)SYS2(SYS_memfd_create, "nsrun-seccomp", MFD_CLOEXEC_BIT));
+	int ret = fd;
+
+	for (uint32_t i = 0; ret >= 0 && i < ctx->n_fprogs; i++) {
+		uint32_t len = ctx->fprogs[i].len * (uint32_t)sizeof(struct nsr_sock_filter);
+
+		ret = nsr_write_whole(fd, &len, sizeof(len));
+		if (!ret)
+			ret = nsr_write_whole(fd, ctx->fprogs[i].filter, len);
+	}
+	if (ret < 0 && fd >= 0)
+		close(fd);
+	return ret < 0 ? ret : fd;
+}
+
 static void no_fds(struct nsr_ctx *ctx)
 {
 	int *const fds[] = { &ctx->status_r, &ctx->status_w, &ctx->go_r, &ctx->go_w,
 			     &ctx->pid_sock[0], &ctx->pid_sock[1], &ctx->inner_pidfd, &ctx->stdio[0],
 			     &ctx->stdio[1], &ctx->stdio[2], &ctx->life_r, &ctx->life_w,
 			     &ctx->release_r, &ctx->release_w, &ctx->reaper_fd, &ctx->bpf_fd,
+			     &ctx->park_r, &ctx->park_w, &ctx->stub_fd, &ctx->exec_r, &ctx->exec_w,
 			     &ctx->proc_fd, &ctx->scratch_fd, &ctx->root_fd, &ctx->op };
 
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
@@ -186,7 +231,8 @@ int nsr_prepare(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int stdi
 	for (int i = 0; stdio && i < 3; i++)
 		ctx->stdio[i] = stdio[i];
 	if (check_proc(diag) || nsr_prepare_facts(ctx, diag) || nsr_prepare_sources(ctx, diag) ||
-	    nsr_prepare_exec(ctx, diag) || prepare_seccomp(ctx, diag))
+	    nsr_prepare_exec(ctx, diag) || prepare_seccomp(ctx, diag) ||
+	    prepare_cgroups(ctx, diag))
 		return -1;
 	return 0;
 }

@@ -14,6 +14,7 @@
 #include <signal.h>
 
 #include "caps.h"
+#include "owner.h"
 #include "reaper_loop.h"
 #include "spawn.h"
 #include "sys.h"
@@ -64,7 +65,8 @@ static int payload_main(void *arg)
 static int close_fds(struct nsr_ctx *ctx)
 {
 	const int keep[] = { ctx->status_w, (int)ctx->plan->number[NSR_SYNC_FD], ctx->release_w,
-			     ctx->life_r, ctx->reaper_fd, ctx->bpf_fd };
+			     ctx->life_r, ctx->reaper_fd, ctx->share_vm ? ctx->bpf_fd : -1,
+			     (int)ctx->plan->number[NSR_LIFE_FD] };
 	int ret = nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
 
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_CLOSE_FDS, ret) : 0;
@@ -72,6 +74,7 @@ static int close_fds(struct nsr_ctx *ctx)
 
 static int give_up_rights(struct nsr_ctx *ctx)
 {
+	const int64_t *n = ctx->plan->number;
 	int ret = nsr_caps_write(0);
 
 	/* a filter around all of this may forbid capset(2) to root, as bwrap knows */
@@ -79,13 +82,21 @@ static int give_up_rights(struct nsr_ctx *ctx)
 		return nsr_fail(ctx, NSR_STEP_CAPSET, ret);
 	if (nsr_parent_death(ctx, 0))
 		return -1;
-	return nsr_seccomp_load(ctx);
+	if (nsr_owner_wanted(ctx->plan))
+		ret = (int)nsr_owner_watch((int)n[NSR_LIFE_FD], nsr_owner_flags(ctx->plan),
+					   ctx->status_w, (uint64_t)n[NSR_TIMEOUT_MS]);
+	else
+		ret = 0;
+	return ret < 0 ? nsr_fail(ctx, NSR_STEP_REAPER, ret) : nsr_seccomp_load(ctx);
 }
 
 /* The reaper's own program; it replaces this process, memory and all. */
 static int exec_reaper(struct nsr_ctx *ctx, int payload)
 {
-	const int values[] = { payload, ctx->status_w, ctx->release_w, ctx->life_r, ctx->bpf_fd };
+	const int values[] = { payload, ctx->status_w, ctx->release_w, ctx->life_r, ctx->bpf_fd,
+			       nsr_owner_flags(ctx->plan),
+			       (int)ctx->plan->number[NSR_TIMEOUT_MS] };
+	enum { FIRST_FD = 1, LAST_FD = 4 };
 	enum { N = sizeof(values) / sizeof(values[0]) };
 	const char *const envp[1] = { NULL };
 	const char *argv[N + 2] = { "nsrun-reaper" };
@@ -96,7 +107,7 @@ static int exec_reaper(struct nsr_ctx *ctx, int payload)
 		numbers[i][0] = '\0';
 		if (values[i] >= 0)
 			nsr_number_behind(numbers[i], (uint64_t)values[i]);
-		if (i && values[i] >= 0)
+		if (i >= FIRST_FD && i <= LAST_FD && values[i] >= 0)
 			SYS3(SYS_fcntl, values[i], F_SETFD, 0);
 		argv[i + 1] = numbers[i];
 	}
@@ -121,7 +132,8 @@ static int clone_payload(struct nsr_ctx *ctx)
  */
 static int reports_end(const struct nsr_ctx *ctx)
 {
-	return ctx->facts.unshare & NSR_CLONE_NEWPID ? 1 : 0;
+	return ctx->facts.unshare & NSR_CLONE_NEWPID ||
+	       ctx->plan->number[NSR_REPORT_FD] != -1;
 }
 
 /* Ends with the sandbox, or with -1 if it could not be finished. */

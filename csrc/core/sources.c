@@ -208,6 +208,27 @@ static int overlay_options(struct nsr_ctx *ctx, const struct nsr_op *op, uint32_
 	return 0;
 }
 
+/* Sandboxes that were made some time ago: replaced files are another thing. */
+int nsr_sources_fresh(const struct nsr_ctx *ctx)
+{
+	for (uint32_t i = 0; i < ctx->plan->n_ops; i++) {
+		const struct nsr_op *op = &ctx->plan->ops[i];
+		const struct nsr_source *old = &ctx->sources[i];
+		struct nsr_statx st;
+		int ret;
+
+		if (op->type != NSR_OP_BIND || op->flags & NSR_OP_SOURCE_FD)
+			continue;
+		ret = stat_path(op->source, &st);
+		if (ret == -ENOENT && !old->type)
+			continue;
+		if (ret || !old->type || old->ino != st.ino || old->dev_major != st.dev_major ||
+		    old->dev_minor != st.dev_minor)
+			return 0;
+	}
+	return 1;
+}
+
 static int names_root(const char *path)
 {
 	return path[strspn(path, "/")] == '\0';

@@ -9,39 +9,30 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
+#include <sys/resource.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "child_handle.h"
 #include "diag.h"
-#include "reaper_loop.h"
 #include "spawn.h"
 #include "sys.h"
 
 #ifndef MFD_EXEC
 #define MFD_EXEC 0x0010U        /* since Linux 6.3 */
 #endif
-#ifndef P_PIDFD
-#define P_PIDFD 3
-#endif
 
-enum { SIGSET_BYTES = 8 };
+enum { SIGSET_BYTES = 8, CLOSE_RANGE_CLOEXEC_BIT = 4 };
 
 extern const uint8_t nsr_reaper_elf[];
 extern const uint8_t nsr_reaper_elf_end[];
 
-/* What the caller and the child have in common; untouched pages cost nothing. */
-struct shared {
-	struct nsr_cold cold;       /* first: munmap(2) finds the whole by it */
-	struct nsr_ctx ctx;
-};
 
 static int64_t now(void)
 {
@@ -55,42 +46,18 @@ static int needs_program(const struct nsr_plan *plan)
 {
 	static const enum nsr_number not_here[] = {
 		NSR_USERNS_FD, NSR_USERNS2_FD, NSR_PIDNS_FD, NSR_USERNS_BLOCK_FD,
-		NSR_INFO_FD, NSR_JSON_STATUS_FD,
+		NSR_INFO_FD, NSR_JSON_STATUS_FD, NSR_REPORT_FD, NSR_LIFE_FD,
 	};
+	const int64_t alone = NSR_AS_PID_1 | NSR_DIE_WITH_PARENT;
 
+	/* without a reaper only a parent-death signal is left, and that follows a thread */
+	if (plan->list[NSR_CGROUPS].n || (plan->number[NSR_FLAGS] & alone) == alone ||
+	    (plan->number[NSR_FLAGS] & NSR_AS_PID_1 && plan->number[NSR_TIMEOUT_MS]))
+		return 1;
 	for (size_t i = 0; i < sizeof(not_here) / sizeof(not_here[0]); i++)
 		if (plan->number[not_here[i]] != -1)
 			return 1;
 	return 0;
-}
-
-static int write_whole(int fd, const void *data, size_t len)
-{
-	const uint8_t *at = data;
-
-	while (len) {
-		ssize_t n = write(fd, at, len);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		at += n;
-		len -= (size_t)n;
-	}
-	return 0;
-}
-
-/* An fd above stdio, where the child's dup3(2) can't hit it. */
-static int lift(int fd)
-{
-	int moved;
-
-	if (fd < 0 || fd > 2)
-		return fd;
-	moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	close(fd);
-	return moved;
 }
 
 /* The reaper's program in a file that nobody can change: memfd_create(2). */
@@ -101,34 +68,11 @@ static int reaper_file(void)
 
 	if (fd < 0 && errno == EINVAL)
 		fd = memfd_create("nsrun-reaper", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	fd = lift(fd);
+	fd = nsr_lift(fd);
 	if (fd < 0)
 		return -errno;
-	if (write_whole(fd, nsr_reaper_elf, (size_t)(nsr_reaper_elf_end - nsr_reaper_elf)) ||
+	if (nsr_write_whole(fd, nsr_reaper_elf, (size_t)(nsr_reaper_elf_end - nsr_reaper_elf)) ||
 	    fcntl(fd, F_ADD_SEALS, seals)) {
-		close(fd);
-		return -EIO;
-	}
-	return fd;
-}
-
-/* Length and bytes of each program, as the reaper reads them. */
-static int filter_file(const struct nsr_ctx *ctx)
-{
-	int fd = lift(memfd_create("nsrun-seccomp", MFD_CLOEXEC));
-
-	if (fd < 0)
-		return -errno;
-	for (uint32_t i = 0; i < ctx->n_fprogs; i++) {
-		uint32_t len = ctx->fprogs[i].len * (uint32_t)sizeof(struct nsr_sock_filter);
-
-		if (write_whole(fd, &len, sizeof(len)) ||
-		    write_whole(fd, ctx->fprogs[i].filter, len)) {
-			close(fd);
-			return -EIO;
-		}
-	}
-	if (lseek(fd, 0, SEEK_SET)) {
 		close(fd);
 		return -EIO;
 	}
@@ -147,37 +91,72 @@ static int open_pipe(int *r, int *w)
 	return 0;
 }
 
-static int open_reaper(struct nsr_ctx *ctx)
+/* A socket, since a write to it can be kept from raising SIGPIPE. */
+static int open_life(struct nsr_ctx *ctx)
 {
-	int ret;
+	int ends[2];
+	int ret = nsr_packets(ends);
 
-	if (ctx->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT) {
-		ret = open_pipe(&ctx->life_r, &ctx->life_w);
-		if (ret)
-			return ret;
-	}
-	ret = open_pipe(&ctx->release_r, &ctx->release_w);
 	if (ret)
 		return ret;
-	ctx->reaper_fd = reaper_file();
-	if (ctx->reaper_fd < 0)
-		return ctx->reaper_fd;
-	if (ctx->n_fprogs) {
-		ctx->bpf_fd = filter_file(ctx);
-		if (ctx->bpf_fd < 0)
-			return ctx->bpf_fd;
-	}
+	ctx->life_w = ends[0];
+	ctx->life_r = ends[1];
 	return 0;
+}
+
+static int open_reaper(struct nsr_ctx *ctx)
+{
+	int ret = open_life(ctx);
+
+	if (!ret)
+		ret = open_pipe(&ctx->release_r, &ctx->release_w);
+	if (ret)
+		return ret;
+	if (ctx->reaper_fd < 0)
+		ctx->reaper_fd = reaper_file();
+	return ctx->reaper_fd < 0 ? ctx->reaper_fd : 0;
+}
+
+static int open_park(struct nsr_ctx *ctx)
+{
+	int ends[2];
+	int ret = nsr_packets(ends);
+
+	if (ret)
+		return ret;
+	ctx->park_w = ends[0];
+	ctx->park_r = ends[1];
+	/* one program, two faces: small.c */
+	ctx->stub_fd = ctx->reaper_fd = reaper_file();
+	return ctx->stub_fd < 0 ? ctx->stub_fd : 0;
 }
 
 static int open_channels(struct nsr_ctx *ctx)
 {
-	int ret = open_pipe(&ctx->status_r, &ctx->status_w);
+	int ends[2];
+	int ret = nsr_packets(ends);
 
 	if (ret)
 		return ret;
+	ctx->status_r = ends[0];
+	ctx->status_w = ends[1];
 	if (fcntl(ctx->status_r, F_SETFL, O_NONBLOCK))
 		return -errno;
+	if (ctx->plan->number[NSR_FLAGS] & NSR_TELL_EXEC) {
+		ret = open_pipe(&ctx->exec_r, &ctx->exec_w);
+		if (ret)
+			return ret;
+	}
+	if (ctx->plan->number[NSR_FLAGS] & NSR_PARKED) {
+		ret = open_park(ctx);
+		if (ret)
+			return ret;
+	}
+	if (ctx->n_fprogs && (ctx->facts.with_reaper || ctx->stub_fd >= 0)) {
+		ctx->bpf_fd = nsr_filter_file(ctx);
+		if (ctx->bpf_fd < 0)
+			return ctx->bpf_fd;
+	}
 	for (int i = 0; i < 3; i++) {
 		if (ctx->stdio[i] < 0 || ctx->stdio[i] > 2)
 			continue;
@@ -186,30 +165,19 @@ static int open_channels(struct nsr_ctx *ctx)
 		if (ctx->stdio[i] < 0)
 			return -errno;
 	}
-	return ctx->facts.with_reaper ? open_reaper(ctx) : 0;
+	return 0;
 }
 
 /* Close, but don't mark as closed: the child reads these fields for itself. */
 static void close_child_ends(const struct nsr_ctx *ctx)
 {
 	const int ends[] = { ctx->status_w, ctx->life_r, ctx->release_r, ctx->release_w,
-			     ctx->reaper_fd, ctx->bpf_fd, ctx->lifted[0], ctx->lifted[1],
-			     ctx->lifted[2] };
+			     ctx->reaper_fd, ctx->bpf_fd, ctx->park_r, ctx->exec_w,
+			     ctx->lifted[0], ctx->lifted[1], ctx->lifted[2] };
 
 	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
 		if (ends[i] >= 0)
 			close(ends[i]);
-}
-
-/* Nobody else uses ctx any more. */
-static void free_ctx(struct nsr_ctx *ctx)
-{
-	if (ctx->status_r >= 0)
-		close(ctx->status_r);
-	if (ctx->life_w >= 0)
-		close(ctx->life_w);
-	nsr_arena_free(&ctx->own_arena);
-	munmap(ctx->cold, sizeof(struct shared));
 }
 
 static int clone_shared(struct nsr_ctx *ctx, int *pidfd)
@@ -251,6 +219,14 @@ static int check_fds(const struct nsr_plan *plan, struct nsr_diag *diag)
 	return 0;
 }
 
+static int64_t own_peak(void)
+{
+	struct rusage usage = { .ru_maxrss = 0 };
+
+	getrusage(RUSAGE_SELF, &usage);
+	return (int64_t)usage.ru_maxrss * 1024;
+}
+
 static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int stdio[3],
 		 struct nsr_child *child, struct nsr_diag *diag)
 {
@@ -268,8 +244,11 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 	if (check_fds(plan, diag))
 		return -EBADF;
 	ret = open_channels(ctx);
+	if (!ret && ctx->facts.with_reaper)
+		ret = open_reaper(ctx);
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't open the channels to the sandbox");
+	child->floor_rss = own_peak();
 	child->start_ns = now();
 	ret = clone_shared(ctx, &child->pidfd);
 	if (ret < 0) {
@@ -280,143 +259,205 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 	return 0;
 }
 
-int nsr_spawn(const struct nsr_plan *plan, const int stdio[3], struct nsr_child *child,
-	      struct nsr_diag *diag)
+static struct nsr_ctx *new_ctx(struct nsr_diag *diag)
 {
-	int saved_errno = errno;
-	struct shared *shared;
+	struct nsr_shared *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct nsr_ctx *ctx;
-	int ret;
 
-	*child = (struct nsr_child){ .pidfd = -1, .status_fd = -1, .life_fd = -1,
-				     .exit_status = -1 };
-	if (needs_program(plan)) {
-		nsr_diag_set(diag, "The plan joins namespaces or reports to fds");
-		return -ENOTSUP;
+	if (shared == MAP_FAILED) {
+		nsr_diag_errno(diag, errno, "Can't allocate the sandbox's stacks");
+		return NULL;
 	}
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-		      -1, 0);
-	if (shared == MAP_FAILED)
-		return nsr_diag_errno(diag, errno, "Can't allocate the sandbox's stacks");
 	ctx = &shared->ctx;
 	ctx->cold = &shared->cold;
 	ctx->arena = &ctx->own_arena;
 	memset(ctx->lifted, -1, sizeof(ctx->lifted));
-	ret = start(ctx, plan, stdio, child, diag);
-	close_child_ends(ctx);
-	if (ret) {
-		free_ctx(ctx);
-	} else {
+	return ctx;
+}
+
+/* After a start, good or not: the ends that the other side has are closed here. */
+static int finish(struct nsr_ctx *ctx, int ret, int saved_errno, struct nsr_child *child)
+{
+	if (ctx)
+		close_child_ends(ctx);
+	if (ctx && ret)
+		nsr_child_free(ctx);
+	if (!ret) {
 		child->shared = ctx;
 		child->status_fd = ctx->status_r;
 		child->life_fd = ctx->life_w;
+		child->park_fd = ctx->park_w;
+		child->exec_fd = ctx->exec_r;
 	}
 	errno = saved_errno;
 	return ret;
 }
 
-/* The first process's own end; 1: it has ended. */
-static int wait_process(struct nsr_child *child, int options)
+static const struct nsr_child nobody = { .pidfd = -1, .inner_pidfd = -1, .status_fd = -1,
+					 .life_fd = -1, .park_fd = -1, .exec_fd = -1,
+					 .exit_status = -1 };
+
+int nsr_spawn(const struct nsr_plan *plan, const int stdio[3], struct nsr_child *child,
+	      struct nsr_diag *diag)
 {
-	siginfo_t info = { .si_pid = 0 };
+	int saved_errno = errno;
+	struct nsr_ctx *ctx;
+	int ret = -ENOMEM;
+
+	*child = nobody;
+	if (needs_program(plan)) {
+		nsr_diag_set(diag, "The plan joins namespaces, enters cgroups or reports to fds");
+		return -ENOTSUP;
+	}
+	ctx = new_ctx(diag);
+	if (ctx)
+		ret = start(ctx, plan, stdio, child, diag);
+	return finish(ctx, ret, saved_errno, child);
+}
+
+
+/* --- by the nsrun program -------------------------------------------------------------- */
+
+/* What the program gets beside stdio: it finds the numbers in the plan. */
+struct program {
+	const char *path;
+	int stdio[3];
+	int plan_fd;
+	int status_w;
+	const struct nsr_plan *plan;    /* with those numbers */
+	uint64_t sigmask;
+	char number[16];
+};
+
+/* "3 and above, but these": the caller's other fds are none of the program's. */
+static long keep_program_fds(const struct program *p)
+{
+	const int64_t *n = p->plan->number;
+	long ret = 0;
+
+	if (n[NSR_FLAGS] & NSR_CLOSE_FDS)
+		ret = SYS3(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC_BIT);
+	for (int i = NSR_USERNS_FD; ret >= 0 && i < NSR_NUMBER_END; i++)
+		if (n[i] != -1)
+			ret = SYS3(SYS_fcntl, n[i], F_SETFD, 0);
+	for (uint32_t i = 0; ret >= 0 && i < p->plan->n_ops; i++)
+		if (p->plan->ops[i].fd >= 0)
+			ret = SYS3(SYS_fcntl, p->plan->ops[i].fd, F_SETFD, 0);
+	return ret < 0 ? ret : SYS3(SYS_fcntl, p->plan_fd, F_SETFD, 0);
+}
+
+/* Between clone and exec, in the caller's memory. */
+static int program_main(void *arg)
+{
+	struct program *p = arg;
+	const char *argv[] = { "nsrun", "--plan", p->number, NULL };
+	const char *envp[] = { NULL };
+	struct nsr_record record = { .type = NSR_RECORD_FAIL, .step = NSR_STEP_PROGRAM, .op = -1 };
+	struct iovec parts[2] = { { &record, sizeof(record) },
+				  { (void *)(uintptr_t)p->path, strlen(p->path) + 1 } };
+	long ret = 0;
+
+	for (int i = 0; i < 3 && ret >= 0; i++)
+		ret = SYS3(SYS_dup3, p->stdio[i], i, 0);
+	if (ret >= 0)
+		ret = keep_program_fds(p);
+	if (ret >= 0) {
+		SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &p->sigmask, 0, SIGSET_BYTES);
+		ret = SYS3(SYS_execve, p->path, argv, envp);
+	}
+	record.err = (int32_t)-ret;
+	SYS3(SYS_writev, p->status_w, parts, 2);
+	SYS1(SYS_exit_group, 1);
+	return 1;
+}
+
+/* The plan with our ends in it, in a file that the program reads. */
+static int plan_file(const struct nsr_plan *plan)
+{
+	int64_t len = nsr_plan_write(plan, NULL, 0);
+	uint8_t *bytes = malloc((size_t)len);
+	int fd = bytes ? nsr_lift(memfd_create("nsrun-plan", MFD_CLOEXEC)) : -1;
+	int ret = fd < 0 ? -errno : 0;
+
+	if (!ret) {
+		nsr_plan_write(plan, bytes, (uint64_t)len);
+		ret = nsr_write_whole(fd, bytes, (size_t)len);
+	}
+	if (!ret && lseek(fd, 0, SEEK_SET))
+		ret = -errno;
+	free(bytes);
+	if (ret && fd >= 0)
+		close(fd);
+	return ret ? ret : fd;
+}
+
+static int open_program_channels(struct nsr_ctx *ctx, struct nsr_plan *copy)
+{
+	int ret = open_channels(ctx);
+
+	if (!ret)
+		ret = open_life(ctx);
+	if (ret)
+		return ret;
+	copy->number[NSR_REPORT_FD] = ctx->status_w;
+	copy->number[NSR_LIFE_FD] = ctx->life_r;
+	copy->number[NSR_PARK_FD] = ctx->park_r;
+	copy->number[NSR_STUB_FD] = ctx->stub_fd;
+	copy->number[NSR_EXEC_FD] = ctx->exec_w;
+	return 0;
+}
+
+static int clone_program(struct nsr_ctx *ctx, struct program *p, struct nsr_child *child)
+{
+	const uint64_t all = ~0ULL;
+	int err;
+
+	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &all, &p->sigmask, SIGSET_BYTES);
+	/* the program execs at once: no harm in waiting, and its words may lie on our stack */
+	child->pid = clone(program_main, ctx->cold->child_stack + sizeof(ctx->cold->child_stack),
+			   NSR_CLONE_VM | NSR_CLONE_VFORK | NSR_CLONE_PIDFD | SIGCHLD, p,
+			   &child->pidfd);
+	err = errno;
+	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &p->sigmask, 0, SIGSET_BYTES);
+	return child->pid < 0 ? -err : 0;
+}
+
+static int start_program_with(struct nsr_ctx *ctx, const struct nsr_plan *plan, const char *path,
+			      const int stdio[3], struct nsr_child *child, struct nsr_diag *diag)
+{
+	struct nsr_plan copy = *plan;
+	struct program p = { .path = path, .plan = &copy };
 	int ret;
 
-	do
-		ret = waitid(P_PIDFD, (id_t)child->pidfd, &info, WEXITED | options);
-	while (ret && errno == EINTR);
-	if (ret) {
-		/* somebody else's wait(2) was faster */
-		if (child->exit_status < 0)
-			child->exit_status = nsr_pidfd_wait(child->pidfd);
-		return 1;
-	}
-	if (!info.si_pid)
-		return 0;
-	if (child->exit_status < 0)
-		child->exit_status = info.si_code == CLD_EXITED ? info.si_status :
-								  128 + info.si_status;
-	return 1;
+	if (nsr_prepare(ctx, plan, stdio, diag))
+		return diag->err ? -diag->err : -EINVAL;
+	ctx->facts.with_reaper = !(plan->number[NSR_FLAGS] & NSR_AS_PID_1);
+	if (check_fds(plan, diag))
+		return -EBADF;
+	ret = open_program_channels(ctx, &copy);
+	if (!ret)
+		ret = p.plan_fd = plan_file(&copy);
+	if (ret < 0)
+		return nsr_diag_errno(diag, -ret, "Can't open the channels to the nsrun program");
+	nsr_number_behind(p.number, (uint64_t)p.plan_fd);
+	memcpy(p.stdio, ctx->stdio, sizeof(p.stdio));
+	p.status_w = ctx->status_w;
+	child->start_ns = now();
+	ret = clone_program(ctx, &p, child);
+	close(p.plan_fd);
+	return ret ? nsr_diag_errno(diag, -ret, "Can't start the nsrun program %s", path) : 0;
 }
 
-/* Without a reaper, or without a living one, the process itself tells its end. */
-static int read_process(struct nsr_child *child)
+int nsr_spawn_program(const struct nsr_plan *plan, const char *program, const int stdio[3],
+		      struct nsr_child *child, struct nsr_diag *diag)
 {
-	struct pollfd end = { .fd = child->pidfd, .events = POLLIN };
-
-	child->status_fd = child->pidfd;
-	if (poll(&end, 1, 0) != 1 || !wait_process(child, WNOHANG))
-		return 0;
-	child->exit_ns = now();
-	return 1;
-}
-
-static int take(struct nsr_child *child, struct nsr_ctx *ctx, struct nsr_record *record,
-		struct nsr_diag *diag)
-{
-	switch (record->type) {
-	case NSR_RECORD_EXEC:
-		child->exec_ns = record->value;
-		return 0;
-	case NSR_RECORD_EXIT:
-		child->exit_status = (int)(record->value & 0xff);
-		child->exit_ns = now();
-		return 1;
-	default:
-		nsr_failure_text(ctx->plan, record, ctx->cold->text, diag);
-		return record->err ? -record->err : -EPROTO;
-	}
-}
-
-int nsr_child_read(struct nsr_child *child, struct nsr_diag *diag)
-{
-	struct nsr_ctx *ctx = child->shared;
 	int saved_errno = errno;
-	char *text = ctx->cold->text;
-	struct nsr_record record;
-	int ret = 0;
+	struct nsr_ctx *ctx = new_ctx(diag);
+	int ret = -ENOMEM;
 
-	if (child->exit_ns)
-		return 1;
-	while (!ret) {
-		int got = child->status_fd == ctx->status_r ?
-			  nsr_read_record(ctx->status_r, &record, text) : 0;
-
-		if (got == -EAGAIN)
-			break;
-		if (got > 0) {
-			ret = take(child, ctx, &record, diag);
-			continue;
-		}
-		ret = read_process(child);
-		break;
-	}
-	errno = saved_errno;
-	return ret;
-}
-
-/* The kernel clears the word, and wakes us, when a child is done with this memory. */
-static void wait_memory(uint32_t *word)
-{
-	uint32_t value;
-
-	while ((value = __atomic_load_n(word, __ATOMIC_ACQUIRE)))
-		SYS4(SYS_futex, word, FUTEX_WAIT, value, 0);
-}
-
-void nsr_child_close(struct nsr_child *child)
-{
-	struct nsr_ctx *ctx = child->shared;
-	int saved_errno = errno;
-
-	if (!ctx)
-		return;
-	SYS4(SYS_pidfd_send_signal, child->pidfd, SIGKILL, 0, 0);
-	wait_process(child, 0);
-	wait_memory(&ctx->clear_tid[0]);
-	wait_memory(&ctx->clear_tid[1]);
-	close(child->pidfd);
-	free_ctx(ctx);
-	child->shared = NULL;
-	child->pidfd = child->status_fd = child->life_fd = -1;
-	errno = saved_errno;
+	*child = nobody;
+	if (ctx)
+		ret = start_program_with(ctx, plan, program, stdio, child, diag);
+	return finish(ctx, ret, saved_errno, child);
 }

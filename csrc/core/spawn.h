@@ -29,6 +29,8 @@ enum {
 	NSR_MAX_MOUNT_OPTIONS = 4095,
 	NSR_MAX_BPF = 4096 * 8,     /* BPF_MAXINSNS instructions */
 	NSR_EXIT_UNKNOWN = 255,     /* neither exited nor killed, as for bwrap */
+	NSR_EXIT_KILLED = 128 + 9,
+	NSR_EXIT_TIMEOUT = 124,     /* as timeout(1) says it */
 };
 
 /* What the sandbox says to its monitor: one packet each, a text behind some. */
@@ -36,6 +38,10 @@ enum nsr_record_type {
 	NSR_RECORD_FAIL = 1,        /* step, err, op, text: nothing will run */
 	NSR_RECORD_EXEC,            /* value: when the payload was about to exec */
 	NSR_RECORD_EXIT,            /* value: the payload's exit status */
+	NSR_RECORD_PARKED,          /* the stub waits for its command */
+	NSR_RECORD_PID,             /* value: pid 1, as the monitor sees it */
+	NSR_RECORD_DIAG,            /* err, text: the monitor itself failed */
+	NSR_RECORD_TIMEOUT,         /* the sandbox's time is over */
 };
 
 struct nsr_record {
@@ -44,6 +50,10 @@ struct nsr_record {
 	int32_t err;
 	int32_t op;                 /* index of the operation, -1: none */
 	int64_t value;
+	int64_t cpu_ns;             /* with an exit: of all that was waited for, */
+	int64_t peak_rss;           /* ... and of the largest of them, in bytes */
+	int32_t pid;                /* of the sender, as the reader sees it; 0: not known */
+	int32_t alone;              /* with an exit: nothing else was left inside */
 };
 
 /* The identity that a source had when it was resolved. */
@@ -102,6 +112,7 @@ struct nsr_ctx {
 	const char *old_cwd;
 	const char *home;
 	const char *console;        /* the host's tty on stdout, or NULL */
+	const char **cgroup_procs;  /* files to write ourselves to, NULL at the end */
 	const char **programs;      /* paths to try to exec, in order */
 	const char **argv;
 	const char **sh_argv;       /* /bin/sh, path, rest: for scripts without #! */
@@ -128,6 +139,11 @@ struct nsr_ctx {
 	int release_w;
 	int reaper_fd;              /* the reaper's program */
 	int bpf_fd;                 /* the seccomp programs, for it; -1: none */
+	int park_r;                 /* the stub hears of its command here; -1: not parked */
+	int park_w;
+	int stub_fd;                /* its program */
+	int exec_r;                 /* ends with the payload's exec; -1: not asked for */
+	int exec_w;
 	int proc_fd;
 	int scratch_fd;
 	int root_fd;
@@ -145,6 +161,7 @@ struct nsr_ctx {
 	int released;               /* the reaper has given up what it must not keep */
 	uint64_t sigmask;           /* of the payload */
 	int report_exec;            /* send NSR_RECORD_EXEC */
+	int payload;                /* its pid, as its parent sees it */
 	int exec_seen;              /* ... and it came */
 	uint32_t clear_tid[2];      /* futexes that end with the children's memory */
 	struct nsr_record failure;
@@ -170,6 +187,11 @@ int nsr_prepare(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int stdi
 int nsr_prepare_facts(struct nsr_ctx *ctx, struct nsr_diag *diag);
 int nsr_prepare_sources(struct nsr_ctx *ctx, struct nsr_diag *diag);
 int nsr_prepare_exec(struct nsr_ctx *ctx, struct nsr_diag *diag);
+int nsr_prepare_words(struct nsr_ctx *ctx, struct nsr_diag *diag);
+/* Is each source still what it was? 1 or 0. */
+int nsr_sources_fresh(const struct nsr_ctx *ctx);
+/* Length and bytes of each seccomp program in a file, or -errno. */
+int nsr_filter_file(const struct nsr_ctx *ctx);
 void nsr_clone_failed(const struct nsr_ctx *ctx, int err, struct nsr_diag *diag);
 
 /* legacy.c: mount(2) where the new mount API is refused */
@@ -184,8 +206,13 @@ int nsr_legacy_remount(int fd, uint32_t flags);                           /* chi
 /* fds.c */
 int nsr_close_but(const int *keep, int n);                                /* child */
 int nsr_pipe(int fds[2]);
+int nsr_packets(int fds[2]);
+int nsr_lift(int fd);
+int nsr_write_whole(int fd, const void *data, size_t len);
 int nsr_reserve_fds(const struct nsr_plan *plan, struct nsr_diag *diag);
 int nsr_read_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT]);
+/* The same from a socket of nsr_packets, with the sender's pid. */
+int nsr_receive_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT]);
 
 /* dest.c: paths below the new root; all child */
 int nsr_dest_open(struct nsr_ctx *ctx, const char *path, int flags);
@@ -243,6 +270,9 @@ int nsr_userns_maps(struct nsr_ctx *ctx);
 int nsr_userns_second(struct nsr_ctx *ctx);
 int nsr_userns_assert(struct nsr_ctx *ctx);
 int nsr_loopback_up(struct nsr_ctx *ctx);
+int nsr_listen_inside(struct nsr_ctx *ctx);
+/* cgroup.c; child */
+int nsr_cgroup_enter(struct nsr_ctx *ctx);
 int nsr_pidns_enter(struct nsr_ctx *ctx);
 
 /* payload.c; all child */
@@ -266,5 +296,7 @@ int nsr_child_main(void *ctx);
  * with diag filled and nothing left behind.
  */
 int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag *diag);
+/* Tell it where the plan's report goes. */
+void nsr_report_diag(const struct nsr_ctx *ctx, const struct nsr_diag *diag);
 
 #endif

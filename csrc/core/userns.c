@@ -2,12 +2,15 @@
 /* userns.c - user, pid and network namespaces from their inside; child. */
 #include <fcntl.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "caps.h"
 #include "spawn.h"
 #include "sys.h"
+
+enum { LISTEN_BACKLOG = 128 };
 
 static int write_at(int dir, const char *name, const char *text)
 {
@@ -96,6 +99,56 @@ int nsr_loopback_up(struct nsr_ctx *ctx)
 	ret = SYS3(SYS_ioctl, fd, siocsifflags, &request);
 	SYS1(SYS_close, fd);
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_LO_UP, ret) : 0;
+}
+
+static int listen_on(struct nsr_ctx *ctx, uint16_t port)
+{
+	const struct sockaddr_in address = {
+		.sin_family = AF_INET,
+		.sin_port = (uint16_t)(port << 8 | port >> 8),
+		.sin_addr = { .s_addr = __builtin_bswap32(0x7f000001) },
+	};
+	char text[32] = "127.0.0.1:";
+	long fd = SYS3(SYS_socket, AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	long ret = fd;
+
+	if (fd >= 0)
+		ret = SYS3(SYS_bind, fd, &address, sizeof(address));
+	if (ret >= 0)
+		ret = SYS2(SYS_listen, fd, LISTEN_BACKLOG);
+	if (ret >= 0)
+		return (int)fd;
+	nsr_number_behind(text, port);
+	return nsr_fail_text(ctx, NSR_STEP_LISTEN, ret, text);
+}
+
+/*
+ * The sandbox's own network has nobody but us yet: take the ports of the proxy
+ * and pass the sockets out, so that what accepts there runs outside.
+ */
+int nsr_listen_inside(struct nsr_ctx *ctx)
+{
+	const int fds[2] = { listen_on(ctx, NSR_PORT_HTTP), listen_on(ctx, NSR_PORT_SOCKS) };
+	int to = (int)ctx->plan->number[NSR_LISTEN_FD];
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(sizeof(fds))];
+	} control = { .align = { .cmsg_len = CMSG_LEN(sizeof(fds)), .cmsg_level = SOL_SOCKET,
+				 .cmsg_type = SCM_RIGHTS } };
+	char byte = 0;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	long ret;
+
+	if (fds[0] < 0 || fds[1] < 0)
+		return -1;
+	memcpy(CMSG_DATA(&control.align), fds, sizeof(fds));
+	ret = SYS3(SYS_sendmsg, to, &msg, MSG_NOSIGNAL);
+	SYS1(SYS_close, fds[0]);
+	SYS1(SYS_close, fds[1]);
+	SYS1(SYS_close, to);
+	return ret < 0 ? nsr_fail(ctx, NSR_STEP_LISTEN_SEND, ret) : 0;
 }
 
 /* Go on in a child, which is where a joined or unshared pid namespace begins. */

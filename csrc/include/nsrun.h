@@ -18,11 +18,14 @@
 #include <sys/types.h>
 
 enum {
-	NSR_PLAN_VERSION = 1,
+	NSR_PLAN_VERSION = 2,
 	NSR_MAX_WORDS = 9000,       /* bwrap's limit for argv and --args together */
 	NSR_MAX_PLAN_BYTES = 1 << 26,
 	NSR_DIAG_TEXT = 9216,       /* two PATH_MAX names and the words around them */
 	NSR_ID_UNSET = -1,
+	NSR_MAX_TIMEOUT_MS = 2000000000, /* 23 days */
+	NSR_PORT_HTTP = 3128,       /* on 127.0.0.1 inside, where the plan has NSR_LISTEN_FD */
+	NSR_PORT_SOCKS = 1080,
 };
 
 /* What one filesystem operation does; they run in the order of the plan. */
@@ -67,7 +70,10 @@ enum nsr_plan_flag {
 	NSR_NOT_A_SECURITY_BOUNDARY = 1 << 9,
 	NSR_CLOSE_FDS = 1 << 10,    /* the payload gets stdin, stdout and stderr only */
 	NSR_DEFAULT_SIGNALS = 1 << 11, /* SIGPIPE, SIGXFSZ back to their defaults */
-	NSR_PLAN_FLAG_ALL = (1 << 12) - 1,
+	NSR_TERMINAL = 1 << 12,     /* stdin is the payload's controlling terminal */
+	NSR_PARKED = 1 << 13,       /* the command comes later, see nsr_child_hand */
+	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted */
+	NSR_PLAN_FLAG_ALL = (1 << 15) - 1,
 };
 
 struct nsr_op {
@@ -91,6 +97,7 @@ enum nsr_number {
 	NSR_UNSHARE,                /* CLONE_NEW* bits */
 	NSR_CAPS_SET,               /* capabilities added to the caller's set, ... */
 	NSR_CAPS_CLEAR,             /* ... and those taken from it */
+	NSR_TIMEOUT_MS,             /* the sandbox's life, from the payload's start; 0: no end */
 	NSR_UID,                    /* ids inside; NSR_ID_UNSET: the caller's */
 	NSR_GID,
 	NSR_USERNS_FD,              /* from here on file descriptors, -1: none */
@@ -102,6 +109,12 @@ enum nsr_number {
 	NSR_INFO_FD,
 	NSR_JSON_STATUS_FD,
 	NSR_SECCOMP_FD,
+	NSR_LISTEN_FD,              /* a Unix socket that sockets listening inside are sent to */
+	NSR_REPORT_FD,              /* a Unix socket for records, instead of stderr */
+	NSR_LIFE_FD,                /* its end ends the sandbox; bytes are signals to send */
+	NSR_PARK_FD,                /* a Unix socket that the command of a parked one comes by, */
+	NSR_STUB_FD,                /* ... and the program that waits for it */
+	NSR_EXEC_FD,                /* the payload's copy ends with its exec; no other has one */
 	NSR_NUMBER_END,
 };
 
@@ -116,7 +129,15 @@ enum nsr_list {
 	NSR_ARGV,
 	NSR_ENV,
 	NSR_LOCK_FILES,
+	NSR_CGROUPS,                /* directories of the cgroups to enter: cgroups(7) */
 	NSR_LIST_END,
+};
+
+/* A resource limit of the payload: getrlimit(2). */
+struct nsr_rlimit {
+	uint32_t resource;          /* RLIMIT_* */
+	uint64_t soft;              /* ~0: none */
+	uint64_t hard;
 };
 
 /* Why something failed.  text is complete, errno's meaning included. */
@@ -138,6 +159,8 @@ int nsr_plan_set_string(struct nsr_plan *plan, enum nsr_string which, const char
 int nsr_plan_add_word(struct nsr_plan *plan, enum nsr_list which, const char *value);
 int nsr_plan_add_op(struct nsr_plan *plan, const struct nsr_op *op);
 int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len);
+/* By name, such as "nofile"; -EINVAL: there is no such limit. */
+int nsr_plan_add_rlimit(struct nsr_plan *plan, const char *name, uint64_t soft, uint64_t hard);
 
 int64_t nsr_plan_number(const struct nsr_plan *plan, enum nsr_number which);
 const char *nsr_plan_string(const struct nsr_plan *plan, enum nsr_string which);
@@ -157,6 +180,7 @@ enum nsr_parse_result {
 	NSR_PARSE_HELP = 1,         /* --help was reached */
 	NSR_PARSE_VERSION = 2,      /* --version was reached */
 	NSR_PARSE_USAGE = 3,        /* no command */
+	NSR_PARSE_TEND = 4,         /* --tend was reached; its FD is NSR_SYNC_FD */
 };
 typedef void (*nsr_warn_fn)(void *arg, const char *text);
 int nsr_plan_parse(struct nsr_plan *plan, int argc, const char *const *argv,
@@ -175,27 +199,41 @@ int64_t nsr_plan_write(const struct nsr_plan *plan, uint8_t *out, uint64_t cap);
 int nsr_plan_read(struct nsr_plan *plan, const uint8_t *in, uint64_t len,
 		  struct nsr_diag *diag);
 
-/* A sandbox that was started in process; times are CLOCK_MONOTONIC ns. */
+/* A sandbox that this process started; times are CLOCK_MONOTONIC ns. */
 struct nsr_child {
-	pid_t pid;                  /* of the first process in it, as the caller sees it */
-	int pidfd;
+	pid_t pid;                  /* of the process that pidfd is of, as the caller sees it */
+	int pidfd;                  /* pid 1 inside, or the nsrun program outside */
+	int inner_pidfd;            /* pid 1 inside where that is another; -1: not known */
 	int status_fd;              /* readable when nsr_child_read has something */
 	int life_fd;                /* closing it ends the sandbox; -1: none */
-	int64_t start_ns;           /* just before the clone */
+	int park_fd;                /* a command can be handed over here; -1: no, or done */
+	int exec_fd;                /* ends once the exec has succeeded, or failed; -1: untold */
+	int parked;                 /* it is ready for one */
+	int payload_pid;            /* as the caller sees it; 0: not known */
+	int64_t start_ns;           /* just before the clone, or the hand-over */
 	int64_t exec_ns;            /* just before the payload's exec; 0: not yet */
 	int64_t exit_ns;            /* when its end was learnt; 0: not yet */
 	int exit_status;            /* 0-255, 128+n for signal n; -1: not yet */
+	int timed_out;              /* NSR_TIMEOUT_MS ended it */
+	int64_t cpu_ns;             /* user and system, of what has been waited for inside */
+	int64_t peak_rss;           /* bytes, of the largest process among those; 0: not known */
+	int64_t floor_rss;          /* the caller's own, which a shared memory counts as peak */
+	int alone;                  /* no process but pid 1 was left at the payload's end */
 	void *shared;               /* stacks, freed when nobody runs on them */
 };
 
 /*
  * Start a plan without a helper program.  The child shares the caller's memory
  * until its exec.  stdio: the three fds that become 0, 1 and 2 inside.
- * Returns 0 or -errno with diag filled; -ENOTSUP: the plan changes ids or
- * joins namespaces, so the nsrun program has to run it (--plan FD).
+ * Returns 0 or -errno with diag filled; -ENOTSUP: the plan changes ids, joins
+ * namespaces or enters cgroups, so the nsrun program has to run it.
  */
 int nsr_spawn(const struct nsr_plan *plan, const int stdio[3], struct nsr_child *child,
 	      struct nsr_diag *diag);
+
+/* The same by the nsrun program at this path: for every plan, and slower. */
+int nsr_spawn_program(const struct nsr_plan *plan, const char *program, const int stdio[3],
+		      struct nsr_child *child, struct nsr_diag *diag);
 
 /*
  * Take what status_fd has, without blocking.  1: the payload has ended and
@@ -204,8 +242,35 @@ int nsr_spawn(const struct nsr_plan *plan, const int stdio[3], struct nsr_child 
  */
 int nsr_child_read(struct nsr_child *child, struct nsr_diag *diag);
 
-/* Kill what is left and free everything.  Safe after any nsr_spawn that returned 0. */
+/*
+ * Send a signal to every process of a sandbox with a pid namespace of its own;
+ * to the payload alone where there is none, or where a seccomp program may
+ * forbid pid 1 to do it.  0 or -errno, -ESRCH: it has ended.  SIGKILL goes to
+ * pid 1 and so always reaches all.
+ */
+int nsr_child_signal(struct nsr_child *child, int signal_number);
+
+/* As NSR_TIMEOUT_MS, from now on; for a sandbox whose pid 1 takes signals. 0 or -errno. */
+int nsr_child_deadline(struct nsr_child *child, int64_t milliseconds);
+
+/*
+ * Parked: a plan with NSR_PARKED waits, set up, for its command.  Hand over
+ * argv, environment, directory, limits and the terminal flag of another plan,
+ * and stdio.  -ESTALE: a source is no longer what it was when the sandbox was
+ * made; -E2BIG: the command doesn't fit into one message.  In both cases
+ * nothing was sent.
+ */
+int nsr_child_hand(struct nsr_child *child, const struct nsr_plan *command, const int stdio[3],
+		   struct nsr_diag *diag);
+
+/* Kill what is left and free everything.  Safe after any start that returned 0. */
 void nsr_child_close(struct nsr_child *child);
+
+/* The same where that takes no time: 1; 0: not yet, nothing was done. */
+int nsr_child_try_close(struct nsr_child *child);
+
+/* For a forked copy of the process that started it: free, but kill nothing. */
+void nsr_child_forget(struct nsr_child *child);
 
 const char *nsr_version(void);
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import cowork_nsrun
-from cowork_nsrun import cli
-from cowork_nsrun.process import find_program
+from cowork_nsrun import Bind, Sandbox, SpecError, Tmpfs, cli, profile
+from cowork_nsrun.program import find_program
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -105,7 +105,11 @@ def test_timeout(nsrun: Cli) -> None:
         (["run", "--no-such"], 2, "unrecognized arguments: --no-such"),
         (["run"], 2, "a command is missing"),
         (["run", "--env", "A", "--", "true"], 2, "NAME=VALUE is wanted, not 'A'"),
-        (["frobnicate"], 2, "nsrun: frobnicate: unknown; there are: run, version, doctor\n"),
+        (
+            ["frobnicate"],
+            2,
+            "nsrun: frobnicate: unknown; there are: run, doctor, profile, version\n",
+        ),
     ],
 )
 def test_mistakes_are_named(nsrun: Cli, words: list[str], status: int, text: str) -> None:
@@ -153,3 +157,164 @@ def test_interrupt(marker: str) -> None:
     assert err == b""
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [line for line in lines if marker.encode() in line]
+
+
+# --- the sandbox that words make ----------------------------------------------------------
+
+MINIMAL = Sandbox.minimal()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], MINIMAL),
+        (["--network", "host"], MINIMAL.network("host")),
+        (["--ro-bind", "/srv:/s"], MINIMAL.bind("/srv", "/s", read_only=True)),
+        (["--timeout", "1.5"], MINIMAL.replace(timeout=1.5)),
+        (["--chdir", "/tmp"], MINIMAL.replace(cwd="/tmp")),
+        (
+            ["--memory", "512M", "--pids", "64", "--cpu", "0.5"],
+            MINIMAL.limit(memory=2**29, pids=64, cpu=0.5),
+        ),
+        (
+            ["--rlimit", "nofile=64", "--rlimit", "RLIMIT_AS=1G", "--rlimit", "cpu-seconds=5"],
+            MINIMAL.limit(open_files=64, address_space=2**30, cpu_seconds=5),
+        ),
+        (["--rlimit", "core=0", "--best-effort"], MINIMAL.limit(core_size=0, best_effort=True)),
+    ],
+)
+def test_options_make_a_sandbox(words: list[str], expected: Sandbox) -> None:
+    assert cli.parse_run([*words, "--", "cmd", "--pids", "1"]) == (
+        expected,
+        ["cmd", "--pids", "1"],
+        False,
+    )
+
+
+@pytest.fixture
+def agent(shared: Path) -> Path:
+    """A profile with a bit of everything that options can change."""
+    file = shared / "agent.toml"
+    file.write_text(
+        f"""
+        preset = "workspace"
+        path = "{shared}"
+        network = "host"
+        timeout = 100
+        environment = {{ A = "profile", B = "profile" }}
+        limits = {{ memory = "1G", pids = 100 }}
+        """
+    )
+    return file
+
+
+def test_options_come_after_the_profile(agent: Path, tmp_path: Path) -> None:
+    begin = ["--profile", str(agent)]
+    spec, _, _ = cli.parse_run([*begin, "--", "true"])
+    assert spec == profile.load(agent)
+    assert not spec.limits.best_effort
+    words = ["--memory", "64M", "--env", "A=option", "--timeout", "1", "--network", "none"]
+    changed, _, _ = cli.parse_run([*words, *begin, "--tmpfs", "/scratch", "--", "true"])
+    assert changed == spec.limit(memory=2**26).env(A="option").network("none").replace(
+        timeout=1.0
+    ).add(Tmpfs("/scratch"))
+    assert changed.limits.pids == 100
+    moved, _, _ = cli.parse_run([*begin, "--workspace", str(tmp_path), "--", "true"])
+    assert moved.cwd == str(tmp_path)
+    assert moved.filesystem == (*spec.filesystem, Bind(str(tmp_path), str(tmp_path)))
+
+
+def test_a_best_effort_of_the_profile_stays(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    file.write_text('{"limits": {"pids": 5, "best_effort": true}}')
+    spec, _, _ = cli.parse_run(["--profile", str(file), "--pids", "6", "--", "true"])
+    assert spec == Sandbox().limit(pids=6, best_effort=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["--memory", "much"], "Limits.memory"),
+        (["--memory", "1"], "Limits.memory"),
+        (["--pids", "0"], "Limits.pids"),
+        (["--cpu", "nan"], "Limits.cpu"),
+        (["--rlimit", "nofile=many"], "Limits.open_files"),
+        (["--rlimit", "nproc=1K"], "Limits.processes"),
+        (["--timeout", "0"], "Sandbox.timeout"),
+        (["--chdir", "src"], "Sandbox.cwd"),
+    ],
+)
+def test_options_that_can_t_be_are_named(words: list[str], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        cli.parse_run([*words, "--", "true"])
+    assert caught.value.field == field
+
+
+def test_unknown_rlimits_are_refused_with_those_that_there_are(nsrun: Cli) -> None:
+    done = nsrun("run", "--rlimit", "memory=1", "--", "true")
+    assert done.returncode == cli.USAGE
+    assert "'memory' is unknown; there are: address_space, as, core, core_size" in done.stderr
+
+
+# --- profiles -----------------------------------------------------------------------------
+
+
+def test_run_with_a_profile(nsrun: Cli, agent: Path) -> None:
+    agent.write_text(
+        """
+        preset = "workspace"
+        path = "."
+        filesystem = [{ op = "file", dest = "/etc/hello", content = "from the profile" }]
+        environment = { A = "variable" }
+        """
+    )
+    script = "cat /etc/hello; echo; echo $A; pwd; echo made >made"
+    done = nsrun("run", "--quiet", "--profile", str(agent), "--", "sh", "-c", script)
+    assert done.stderr == ""
+    assert done.stdout == f"from the profile\nvariable\n{agent.parent}\n"
+    assert (agent.parent / "made").read_text() == "made\n"
+
+
+def test_timeout_of_a_profile(nsrun: Cli, agent: Path) -> None:
+    agent.write_text('preset = "minimal"\ntimeout = 0.3\n')
+    done = nsrun("run", "--profile", str(agent), "--", "sleep", "1000")
+    assert done.returncode == cli.TIMED_OUT
+    done = nsrun("run", "--quiet", "--profile", str(agent), "--timeout", "60", "--", "sleep", "0.6")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_wrong_profile_runs_nothing(nsrun: Cli, agent: Path) -> None:
+    agent.write_text('preset = "minimal"\nnetwrok = "none"\n')
+    done = nsrun("run", "--profile", str(agent), "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (cli.FAILED, "")
+    assert done.stderr == f"nsrun: {agent}: netwrok: unknown; did you mean network?\n"
+
+
+def test_profile_schema(nsrun: Cli) -> None:
+    assert nsrun("profile", "schema").stdout == profile.schema_text()
+
+
+def test_profile_check(nsrun: Cli, agent: Path) -> None:
+    done = nsrun("profile", "check", str(agent))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    caps, none = agent.with_name("caps.json"), agent.with_name("none.toml")
+    caps.write_text('{"caps_drop": ["cap_fly"]}')
+    done = nsrun("profile", "check", str(caps), str(agent), str(none))
+    assert done.returncode == cli.FAILED
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"nsrun: {caps}: Sandbox.caps_drop: ")
+    assert "cap_fly" in first
+    assert second == f"nsrun: {none}: No such file or directory"
+
+
+@pytest.mark.parametrize("form", ["toml", "json"])
+def test_profile_show(nsrun: Cli, agent: Path, form: profile.Format) -> None:
+    done = nsrun("profile", "show", str(agent), "--format", form)
+    assert profile.loads(done.stdout, form) == profile.load(agent)
+    assert "preset" not in done.stdout
+
+
+def test_profile_needs_a_word(nsrun: Cli) -> None:
+    done = nsrun("profile")
+    assert done.returncode == cli.USAGE
+    assert "schema|check|show" in done.stderr

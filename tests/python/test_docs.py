@@ -13,7 +13,7 @@ import pytest
 
 from cowork_nsrun import NsrunError, Plan
 from cowork_nsrun._native import cap_mask
-from cowork_nsrun.process import find_program
+from cowork_nsrun.program import find_program
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "csrc" / "core" / "options.def"
@@ -82,7 +82,7 @@ def complete(*words: str) -> list[str]:
 
 def test_bash_completes_options_and_words() -> None:
     assert sorted(complete("--")) == sorted(table())
-    assert complete("") == ["run", "version", "doctor"]
+    assert complete("") == ["run", "doctor", "profile", "version"]
     assert complete("--unshare-all", "--proc", "/proc", "--as-p") == ["--as-pid-1"]
 
 

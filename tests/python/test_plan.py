@@ -153,7 +153,7 @@ def cowork_argv(home: str, session: str, mounts: Mapping[str, str]) -> list[str]
 def test_cowork_preset_is_the_cowork_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "t")
     mounts = {".claude": "/home/u/.claude", "work": "/home/u/work", "docs": "/home/u/docs"}
-    spec = Sandbox.cowork("/home/u", "s1", mounts, read_only={"docs"}, program_dir="/opt/tool")
+    spec = Sandbox.cowork("s1", mounts, home="/home/u", read_only={"docs"}, program_dir="/opt/tool")
     argv = cowork_argv("/home/u", "s1", mounts)
     assert Plan.from_spec(spec, ["true", "-x"]) == from_argv(*argv, env=dict(os.environ))
 
@@ -278,7 +278,7 @@ def test_every_changed_byte_is_refused_or_kept_exactly() -> None:
 def test_another_version_is_named() -> None:
     data = bytearray(from_argv().to_bytes())
     data[4] += 1
-    with pytest.raises(NsrunError, match="Plan of version 2"):
+    with pytest.raises(NsrunError, match="Plan of version 3"):
         Plan.from_bytes(bytes(data))
 
 

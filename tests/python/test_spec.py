@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import math
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cowork_nsrun.spec
 from cowork_nsrun import (
     Bind,
     BindData,
@@ -20,6 +24,7 @@ from cowork_nsrun import (
     Dev,
     Dir,
     File,
+    Limits,
     Mqueue,
     Namespace,
     Overlay,
@@ -32,6 +37,12 @@ from cowork_nsrun import (
     Tmpfs,
     TmpOverlay,
 )
+from cowork_nsrun.spec import LIMITS, LimitChanges, parse_size
+
+
+def uts() -> Sandbox:
+    return Sandbox(unshare=frozenset({Namespace.UTS}))
+
 
 WRONG: dict[str, tuple[str, Callable[[], Any]]] = {
     "relative source": ("Bind.source", lambda: Bind("usr", "/usr")),
@@ -98,14 +109,33 @@ WRONG: dict[str, tuple[str, Callable[[], Any]]] = {
     "half an instruction": ("Sandbox.seccomp", lambda: Sandbox(seccomp=(b"1234",))),
     "an empty program": ("Sandbox.seccomp", lambda: Sandbox(seccomp=(b"",))),
     "one program for a list": ("Sandbox.seccomp", lambda: Sandbox(seccomp=bytes(8))),  # type: ignore[arg-type]
+    "limits of another kind": ("Sandbox.limits", lambda: Sandbox(limits={"pids": 1})),  # type: ignore[arg-type]
+    "no time": ("Sandbox.timeout", lambda: Sandbox(timeout=0)),
+    "time below zero": ("Sandbox.timeout", lambda: Sandbox(timeout=-1.0)),
+    "time without end": ("Sandbox.timeout", lambda: Sandbox(timeout=math.inf)),
+    "time that is no number": ("Sandbox.timeout", lambda: Sandbox(timeout=math.nan)),
+    "too long a time": ("Sandbox.timeout", lambda: Sandbox(timeout=10**400)),
+    "time as a string": ("Sandbox.timeout", lambda: Sandbox(timeout="1")),  # type: ignore[arg-type]
+    "time as a flag": ("Sandbox.timeout", lambda: Sandbox(timeout=True)),
+    "size of a tmpfs in MB": ("Tmpfs.size", lambda: Sandbox().tmpfs("/t", size="1MB")),
+    "unknown limit": ("Limits.ram", lambda: Sandbox().limit(ram=1)),  # type: ignore[call-arg]
+    "cpu that is no number": ("Limits.cpu", lambda: Limits(cpu=math.nan)),
+    "flag for pids": ("Limits.pids", lambda: Limits(pids=True)),
+    "string for pids": ("Limits.pids", lambda: Limits(pids="1")),  # type: ignore[arg-type]
+    "memory that is no size": ("Limits.memory", lambda: Sandbox().limit(memory="much")),
+    "memory as a fraction": ("Limits.memory", lambda: Limits(memory=1e6)),  # type: ignore[arg-type]
+    "best effort as a string": ("Limits.best_effort", lambda: Limits(best_effort="no")),  # type: ignore[arg-type]
+    "text that can't be encoded": ("Sandbox.hostname", lambda: uts().replace(hostname="\ud800")),
+    "relative directory": ("Dir.dest", lambda: Sandbox().dir("a")),
+    "number for content": ("File.content", lambda: Sandbox().file("/a", 1)),  # type: ignore[arg-type]
     "network of another kind": ("mode", lambda: Sandbox().network("all")),  # type: ignore[arg-type]
     "workspace that is absent": ("path", lambda: Sandbox.workspace("/does/not/exist")),
-    "session with a slash": ("session", lambda: Sandbox.cowork("/home/u", "../a", {})),
-    "mount named ..": ("mounts", lambda: Sandbox.cowork("/home/u", "s", {"..": "/a"})),
-    "relative mount": ("Bind.source", lambda: Sandbox.cowork("/home/u", "s", {"a": "b"})),
+    "session with a slash": ("session", lambda: Sandbox.cowork("../a")),
+    "mount named ..": ("mounts", lambda: Sandbox.cowork("s", {"..": "/a"})),
+    "relative mount": ("Bind.source", lambda: Sandbox.cowork("s", {"a": "b"})),
     "read-only but not there": (
         "read_only",
-        lambda: Sandbox.cowork("/home/u", "s", {"a": "/a"}, read_only={"b"}),
+        lambda: Sandbox.cowork("s", {"a": "/a"}, read_only={"b"}),
     ),
 }
 
@@ -147,6 +177,97 @@ def test_methods_return_changed_copies() -> None:
     assert changed.network("none").network("host").unshare == frozenset()
 
 
+def test_methods_add_files_directories_and_links() -> None:
+    made = Sandbox().dir("/d", mode=0o700).file("/d/f", "\u00e9").file("/b", b"\xff", mode=0o400)
+    assert made.symlink("d/f", "/l").filesystem == (
+        Dir("/d", 0o700),
+        File("/d/f", b"\xc3\xa9"),
+        File("/b", b"\xff", 0o400),
+        Symlink("d/f", "/l"),
+    )
+
+
+def test_the_last_word_about_a_variable_holds() -> None:
+    spec = Sandbox().env(A="1", B="2").env(A=None, B="3").env(A="4")
+    assert spec.environment == (("A", "4"), ("B", "3"))
+    assert spec == Sandbox().env(A="4", B="3")
+
+
+def test_cowork_s_home_is_the_caller_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/caller")
+    assert Dir("/home/caller") in Sandbox.cowork("s").filesystem
+    assert Dir("/home/u") in Sandbox.cowork("s", home="/home/u").filesystem
+    assert Sandbox.cowork("s", [("a", "/a")]) == Sandbox.cowork("s", {"a": "/a"})
+
+
+# --- limits -------------------------------------------------------------------------------
+
+
+def test_one_table_has_every_limit() -> None:
+    own = {item.name for item in dataclasses.fields(Limits)}
+    assert own == LIMITS.keys() | {"best_effort"}
+    assert own == LimitChanges.__annotations__.keys()
+    for name, limit in LIMITS.items():
+        assert f"        {name}: " in str(Limits.__doc__)
+        if limit.rlimit:
+            assert hasattr(resource, limit.rlimit)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_are_within_their_ranges(name: str) -> None:
+    limit = LIMITS[name]
+
+    def limits(value: Any) -> Limits:
+        return Limits(**{name: value})
+
+    for value in (limit.low, limit.high, None):
+        assert getattr(limits(value), name) == value
+    step = 0.001 if limit.unit == "processors" else 1
+    for wrong in (limit.low - step, limit.high + step, "x"):
+        with pytest.raises(SpecError) as caught:
+            limits(wrong)
+        assert caught.value.field == f"Limits.{name}"
+
+
+def test_limit_changes_what_is_named() -> None:
+    first = Sandbox().limit(memory="1.5G", open_files=64)
+    second = first.limit(pids=10, best_effort=True).limit(open_files=None, cpu=1)
+    assert first.limits == Limits(memory=3 * 2**29, open_files=64)
+    assert second.limits == Limits(memory=3 * 2**29, pids=10, cpu=1.0, best_effort=True)
+    assert isinstance(second.limits.cpu, float)
+    assert second.limits.cgroup == {"memory": 3 * 2**29, "pids": 10, "cpu": 1.0}
+    assert first.limits.rlimits == {"RLIMIT_NOFILE": 64}
+    assert Limits(core_size=0).rlimits == {"RLIMIT_CORE": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("17", 17), ("64K", 65536), ("512m", 2**29), ("1.5G", 3 * 2**29), ("2T", 2**41)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "K", "-1", "+1", "1 K", "1KB", "1Ki", "0x10", ".5K", "1.K", "1e3", "\u0661", "1\n"]
+)
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="K, M, G or T"):
+        parse_size(text)
+
+
+def test_a_part_of_a_byte_is_no_size() -> None:
+    assert parse_size("0.5K") == 512
+    with pytest.raises(ValueError, match="not a whole number of bytes"):
+        parse_size("0.0001K")
+
+
+def test_examples_in_docstrings() -> None:
+    found = doctest.testmod(cowork_nsrun.spec)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
 def test_paths_may_be_path_objects() -> None:
     assert Bind(PurePosixPath("/a"), PurePosixPath("/b")) == Bind("/a", "/b")  # type: ignore[arg-type]
 
@@ -171,8 +292,8 @@ def test_minimal_keeps_secrets_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cowork_starts_in_the_first_visible_folder() -> None:
     mounts = {".claude": "/h/.claude", "uploads": "/h/up", "work": "/h/work", "more": "/h/more"}
-    assert Sandbox.cowork("/h", "s", mounts).cwd == "/sessions/s/mnt/work"
-    assert Sandbox.cowork("/h", "s", {".claude": "/h/.claude"}).cwd == "/sessions/s/mnt"
+    assert Sandbox.cowork("s", mounts, home="/h").cwd == "/sessions/s/mnt/work"
+    assert Sandbox.cowork("s", {".claude": "/h/.claude"}).cwd == "/sessions/s/mnt"
 
 
 @given(

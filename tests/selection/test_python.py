@@ -18,7 +18,7 @@ from worlds import Tools, World
 from cowork_nsrun import NsrunError, apparmor, selection
 from cowork_nsrun.doctor import SCHEMA
 from cowork_nsrun.probe import ask_program, probe_own
-from cowork_nsrun.process import find_program
+from cowork_nsrun.program import find_program
 from cowork_nsrun.remedies import Family, read_os_release, remedy, this_system
 from cowork_nsrun.selection import Backend, Runner, Selection, select
 

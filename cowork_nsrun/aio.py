@@ -1,0 +1,405 @@
+"""The asyncio twins of :mod:`cowork_nsrun.process`.
+
+They need no child watcher and no SIGCHLD handler, and work with any event loop that has
+``add_reader`` and ``connect_read_pipe``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from cowork_nsrun.enforce import Enforced, enforce
+from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
+from cowork_nsrun.handle import SIGNAL_BASE, Handle, start
+from cowork_nsrun.plan import Plan
+from cowork_nsrun.process import Argv, Result, Timings, extras_for
+from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.streams import PIPE, Ends, Stream, Terminal
+
+LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
+
+
+class AsyncProcess:
+    """A command that runs in a sandbox, for one event loop.
+
+    As an asynchronous context manager it ends the sandbox on leaving.
+
+    Attributes:
+        argv: the command.
+        stdin: to write to, if that was to be a pipe; else None.
+        stdout: to read from, likewise.
+        stderr: likewise.
+        terminal: our end of the terminal, if there was to be one.  Its descriptor doesn't
+            block; use ``loop.add_reader`` on it.
+    """
+
+    def __init__(self, handle: Handle, argv: tuple[str, ...], begin: int) -> None:
+        self._handle = handle
+        self._begin = begin
+        self._total_ns = 0
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self._started = self._loop.create_future()
+        self._watched = -1
+        self._gone: asyncio.Future[None] | None = None
+        self._transports: list[asyncio.BaseTransport] = []
+        self.argv = argv
+        self.stdin: asyncio.StreamWriter | None = None
+        self.stdout: asyncio.StreamReader | None = None
+        self.stderr: asyncio.StreamReader | None = None
+        self.terminal: Terminal | None = None
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Begin to listen to the sandbox."""
+        self._handle.hold()
+        self._advance()
+
+    async def connect(self, ours: Mapping[str, int]) -> None:
+        """Take our ends of the streams over."""
+        for name in ("stdout", "stderr"):
+            if name in ours:
+                setattr(self, name, await self._reader(ours[name]))
+        if "stdin" in ours:
+            self.stdin = await self._writer(ours["stdin"])
+        if "terminal" in ours:
+            os.set_blocking(ours["terminal"], False)
+            self.terminal = Terminal(ours["terminal"])
+
+    async def _reader(self, fd: int) -> asyncio.StreamReader:
+        reader = asyncio.StreamReader(limit=LIMIT, loop=self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
+        transport, _ = await self._loop.connect_read_pipe(lambda: protocol, _file(fd, "rb"))
+        self._transports.append(transport)
+        return reader
+
+    async def _writer(self, fd: int) -> asyncio.StreamWriter:
+        transport, protocol = await self._loop.connect_write_pipe(
+            lambda: asyncio.streams.FlowControlMixin(loop=self._loop), _file(fd, "wb")
+        )
+        self._transports.append(transport)
+        return asyncio.StreamWriter(transport, protocol, None, self._loop)
+
+    def _advance(self) -> None:
+        """Whenever the sandbox has something to say."""
+        ended = self._handle.advance()
+        if self._handle.started and not self._started.done():
+            self._started.set_result(None)
+        if not ended:
+            self._watch_fd(self._handle.fd)
+            return
+        self._watch_fd(-1)
+        self._total_ns = time.monotonic_ns() - self._begin
+        for future in (self._started, self._ended):
+            if not future.done():
+                future.set_result(None)
+        # the last of its processes may take a moment to go: not in the loop's thread
+        self._gone = self._loop.run_in_executor(None, self._handle.release)
+
+    def _watch_fd(self, fd: int) -> None:
+        if fd == self._watched:
+            return
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+        self._watched = fd
+        if fd >= 0:
+            self._loop.add_reader(fd, self._advance)
+
+    # --- what is known ----------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The command's pid, as the caller sees it; 0 if not known.  Use it to show only."""
+        return self._handle.pid
+
+    @property
+    def backend(self) -> str:
+        """What runs it."""
+        return self._handle.backend
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limit to what holds it."""
+        return self._handle.held
+
+    @property
+    def returncode(self) -> int | None:
+        """0 to 255, or 128+n for signal n; None while it runs."""
+        return self._handle.returncode
+
+    @property
+    def spawn_ns(self) -> int | None:
+        """As :attr:`Timings.spawn_ns`."""
+        return self._handle.spawn_ns
+
+    # --- its end ----------------------------------------------------------------------------
+
+    async def wait_started(self) -> None:
+        """Until the command runs.
+
+        Raises:
+            NsrunError: it could not be started; nothing is left then.
+        """
+        await asyncio.shield(self._started)
+        # the start is told just before the exec: whether that came off, an end of file tells
+        await self._exec_told()
+        if self._handle.ended:
+            await self._all_gone()
+            self._handle.check()
+
+    async def _exec_told(self) -> None:
+        fd = self._handle.exec_fd
+        if self._handle.ended or fd < 0:
+            return
+        told = asyncio.Event()
+        self._loop.add_reader(fd, told.set)
+        waiter = asyncio.ensure_future(told.wait())
+        try:
+            await asyncio.wait((waiter, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+            self._loop.remove_reader(fd)
+        if not self._handle.ended:
+            self._advance()
+
+    async def wait(self) -> int:
+        """Wait for the end; what the command left running is gone as well then.
+
+        Raises:
+            NsrunError: it had never started.
+        """
+        await asyncio.shield(self._ended)
+        await self._all_gone()
+        self._handle.check()
+        assert self.returncode is not None
+        return self.returncode
+
+    async def _all_gone(self) -> None:
+        assert self._gone is not None
+        await asyncio.shield(self._gone)
+
+    async def communicate(self, input: bytes | None = None) -> tuple[bytes, bytes]:
+        """Feed the command, collect its output, wait for its end.
+
+        If this is cancelled the command goes on; :meth:`kill` it, or leave its context.
+        """
+        if input and self.stdin is None:
+            raise SpecError("input", "there is no pipe to standard input")
+        readers = [asyncio.ensure_future(_read(r)) for r in (self.stdout, self.stderr)]
+        feeder = asyncio.ensure_future(self._feed(input or b""))
+        try:
+            await self.wait()
+            # whoever held the other ends is gone, so they come to their end
+            out, err = await asyncio.gather(*readers)
+        finally:
+            for task in (feeder, *readers):
+                task.cancel()
+            await asyncio.gather(feeder, *readers, return_exceptions=True)
+        return out, err
+
+    async def _feed(self, data: bytes) -> None:
+        if self.stdin is None:
+            return
+        try:
+            self.stdin.write(data)
+            await self.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the command wants no more of it
+        finally:
+            self.stdin.close()
+
+    def result(self, stdout: bytes = b"", stderr: bytes = b"") -> Result[bytes]:
+        """How it ended, with output that was collected.
+
+        Raises:
+            NsrunError: it has not ended.
+        """
+        code = self.returncode
+        if code is None or self._gone is None or not self._gone.done():
+            raise NsrunError("the command has not ended: await wait() first")
+        number = code - SIGNAL_BASE
+        return Result(
+            self.argv,
+            code,
+            number if number in signal.valid_signals() else None,
+            stdout,
+            stderr,
+            Timings(self._handle.spawn_ns, self._total_ns),
+            self._handle.backend,
+            self._handle.ending,
+            self._handle.usage,
+            self._handle.held,
+        )
+
+    def time_out(self) -> None:
+        """Kill everything, and call that the end of its time."""
+        self._handle.time_out()
+
+    # --- signals ----------------------------------------------------------------------------
+
+    def send_signal(self, number: int) -> None:
+        """As :meth:`Process.send_signal`."""
+        self._handle.signal(number)
+
+    def terminate(self) -> None:
+        """SIGTERM to every process in the sandbox."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill every process in the sandbox."""
+        self.send_signal(signal.SIGKILL)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the terminal's window.
+
+        Raises:
+            SpecError: there is no terminal.
+        """
+        if self.terminal is None:
+            raise SpecError("pty", "the command has no terminal")
+        self.terminal.resize(rows, columns)
+
+    # --- leaving ----------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Kill everything that is left in the sandbox, and close our ends of its streams."""
+        self.kill()
+        await asyncio.shield(self._ended)
+        await self._all_gone()
+        for transport in self._transports:
+            transport.close()
+        if self.terminal is not None:
+            self.terminal.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await _finish_anyway(self.close())
+
+
+def _file(fd: int, mode: str) -> IO[bytes]:
+    return open(fd, mode, 0)
+
+
+async def _read(reader: asyncio.StreamReader | None) -> bytes:
+    return b"" if reader is None else await reader.read()
+
+
+async def _finish_anyway(work: Any) -> None:
+    """Do it to its end, also if this is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
+
+
+async def popen(
+    argv: Argv,
+    spec: Sandbox,
+    *,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    pty: bool | tuple[int, int] = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> AsyncProcess:
+    """Start a command in a sandbox; returns once it runs.
+
+    Arguments and errors are those of :func:`cowork_nsrun.popen`; the streams are bytes.
+    """
+    begin = time.monotonic_ns()
+    timeout = spec.timeout if timeout is None else timeout
+    ends = Ends(stdin, stdout, stderr, pty)
+
+    def prepare(enforced: Enforced) -> Plan:
+        can_time = Namespace.PID in spec.unshare
+        extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
+        return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
+
+    try:
+        handle, plan = _start(spec, ends, prepare)
+    except BaseException:
+        ends.close()
+        raise
+    process = AsyncProcess(handle, plan.argv, begin)
+    process.watch()
+    try:
+        await process.connect(ends.take())
+        await process.wait_started()
+    except BaseException:
+        await _finish_anyway(process.close())
+        raise
+    return process
+
+
+def _start(spec: Sandbox, ends: Ends, prepare: Callable[[Enforced], Plan]) -> tuple[Handle, Plan]:
+    enforced = enforce(spec)
+    try:
+        plan = prepare(enforced)
+    except BaseException:
+        enforced.give_back()
+        raise
+    return start(plan, ends.stdio, enforced.enforcement), plan
+
+
+async def run(
+    argv: Argv,
+    spec: Sandbox,
+    *,
+    input: bytes | None = None,
+    capture: Literal[True, False] = True,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> Result[bytes]:
+    """Run a command in a sandbox, to its end; cancelled, it kills everything first.
+
+    Arguments and errors are those of :func:`cowork_nsrun.run`; the streams are bytes.
+    """
+    begin = time.monotonic()
+    timeout = spec.timeout if timeout is None else timeout
+    output = PIPE if capture else None
+    untimed = spec if spec.timeout is None else spec.replace(timeout=None)
+    process = await popen(
+        argv,
+        untimed,
+        stdin=None if input is None else PIPE,
+        stdout=output,
+        stderr=output,
+        cwd=cwd,
+        env=env,
+    )
+    async with process:
+        whole = asyncio.ensure_future(process.communicate(input))
+        left = None if timeout is None else max(0.0, begin + timeout - time.monotonic())
+        try:
+            await asyncio.wait((whole,), timeout=left)
+        except asyncio.CancelledError:
+            process.kill()
+            await asyncio.wait((whole,))
+            raise
+        late = not whole.done()
+        if late:
+            process.time_out()
+        out, err = await whole
+        if late:
+            assert timeout is not None
+            raise TimeoutExpired(timeout, *((out, err) if capture else (None, None)))
+        return process.result(out, err)

@@ -1,0 +1,162 @@
+"""What holds the limits of a spec here: cgroups, else resource limits where they mean the same."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from cowork_nsrun.errors import SpecError
+from cowork_nsrun.handle import Enforcement
+from cowork_nsrun.limits import Cgroup, Cgroups, LimitError
+from cowork_nsrun.spec import (
+    LIMITS,
+    Bind,
+    BindData,
+    BindFd,
+    Dev,
+    Mqueue,
+    Operation,
+    Proc,
+    Sandbox,
+    Tmpfs,
+)
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def shared_cgroups() -> Cgroups:
+    """The one that this process makes its cgroups by: finding their place takes a while."""
+    return Cgroups()
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced:
+    """How a spec's limits are held.
+
+    Attributes:
+        enforcement: with the cgroup, to be entered and later removed.
+        rlimits: resource limits that stand for limits of a cgroup.
+    """
+
+    enforcement: Enforcement = field(default_factory=Enforcement)
+    rlimits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def cgroups(self) -> tuple[str, ...]:
+        """Directories to enter."""
+        cgroup = self.enforcement.cgroup
+        return () if cgroup is None else cgroup.inner
+
+    def give_back(self) -> None:
+        """Nothing was started."""
+        if self.enforcement.cgroup is not None:
+            self.enforcement.cgroup.close()
+
+
+def enforce(spec: Sandbox) -> Enforced:
+    """Make the cgroup that a spec's limits need.
+
+    Raises:
+        LimitError: a limit can't be had, and the spec does not say ``best_effort``.
+    """
+    held = {
+        name: str(LIMITS[name].rlimit)
+        for name in LIMITS
+        if LIMITS[name].rlimit is not None and getattr(spec.limits, name) is not None
+    }
+    wanted = dict(spec.limits.cgroup)
+    rlimits: dict[str, int] = {}
+    # pid 1 inside is one more than the command knows of
+    if "pids" in wanted and not spec.as_pid_1:
+        wanted["pids"] += 1
+    while wanted:
+        try:
+            cgroup = _open(wanted)
+        except LimitError as error:
+            value = wanted.pop(error.limit)
+            instead = _instead(spec, error)
+            if instead is None:
+                continue
+            rlimits[instead] = int(value)
+            held[error.limit] = instead
+        else:
+            enforced = Enforced(Enforcement({**held, **cgroup.held}, cgroup), rlimits)
+            try:
+                check_hidden(spec, enforced.cgroups)
+            except BaseException:
+                enforced.give_back()
+                raise
+            return enforced
+    return Enforced(Enforcement(held), rlimits)
+
+
+def _open(wanted: Mapping[str, float]) -> Cgroup:
+    memory, pids = wanted.get("memory"), wanted.get("pids")
+    return shared_cgroups().open(
+        memory=None if memory is None else int(memory),
+        pids=None if pids is None else int(pids),
+        cpu=wanted.get("cpu"),
+    )
+
+
+def _instead(spec: Sandbox, error: LimitError) -> str | None:
+    """The resource limit that takes the place of one that no cgroup can hold; None: nothing.
+
+    Raises:
+        LimitError: nothing may take its place.
+    """
+    # counted in the sandbox's own user namespace, which an unprivileged caller's always has;
+    # the real root is never counted, whatever it is called inside
+    counts = os.getuid() != 0 and spec.limits.processes is None
+    if error.limit == "pids" and counts:
+        return "RLIMIT_NPROC"
+    if not spec.limits.best_effort:
+        raise error
+    # no RLIMIT_AS for memory: what is mapped is not what is used
+    log.info("limit left out: %s", error)
+    return None
+
+
+def check_hidden(spec: Sandbox, cgroups: Iterable[str]) -> None:
+    """Refuse a limit that the command could lift by writing to its own cgroup.
+
+    Raises:
+        SpecError: an operation shows the cgroup, writable, and no later one covers it.
+    """
+    for path in map(Path, map(os.path.realpath, cgroups)):
+        shown: set[Path] = set()
+        for operation in spec.filesystem:
+            dest = _dest(operation)
+            if dest is None:
+                continue
+            shown = {place for place in shown if not place.is_relative_to(dest)}
+            source = _writable_source(operation)
+            if source is not None and path.is_relative_to(source):
+                shown.add(dest / path.relative_to(source))
+        if shown:
+            mount = "/sys/fs/cgroup"
+            raise SpecError(
+                "Sandbox.filesystem",
+                f"shows the command its own cgroup, writable, at {min(shown)}, so that it could "
+                f"lift its limits: bind {mount} read-only after that",
+            )
+
+
+def _dest(operation: Operation) -> Path | None:
+    """What an operation mounts over; None if it mounts nothing."""
+    if isinstance(operation, Bind | BindFd | Tmpfs | Proc | Dev | Mqueue | BindData):
+        return Path(os.path.normpath(operation.dest))
+    return None
+
+
+def _writable_source(operation: Operation) -> Path | None:
+    if isinstance(operation, Bind) and not operation.read_only:
+        return Path(os.path.realpath(operation.source))
+    if isinstance(operation, BindFd) and not operation.read_only:
+        return Path(os.path.realpath(f"/proc/self/fd/{operation.fd}"))
+    return None

@@ -1,0 +1,408 @@
+"""One started sandbox: its records, its end, its limits.  Safe in any number of threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cowork_nsrun import _native
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.limits import Cgroup
+from cowork_nsrun.plan import Plan
+from cowork_nsrun.program import find_program
+from cowork_nsrun.teardown import teardown
+
+log = logging.getLogger(__name__)
+
+SIGNAL_BASE = 128
+IN_PROCESS = "namespaces"
+BY_PROGRAM = "namespaces (nsrun program)"
+
+Stdio = tuple[int, int, int]
+
+
+class Ending(StrEnum):
+    """How a command came to its end."""
+
+    EXITED = "exited"
+    SIGNALED = "signaled"
+    TIMED_OUT = "timed out"
+    OUT_OF_MEMORY = "out of memory"
+    OUT_OF_PIDS = "out of pids"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a sandbox used; of its cgroup where it has one, else of what was waited for.
+
+    Attributes:
+        cpu_ns: processor time, in nanoseconds.
+        peak_memory: bytes; of all processes together with a cgroup, else of the largest;
+            None: not known, as it is without a cgroup for what stays below the caller's own.
+        of_cgroup: which of both.
+        oom_kills: processes that were killed for want of memory; None: not known.
+        pids_refused: how often a process or thread was refused; None: not known.
+    """
+
+    cpu_ns: int
+    peak_memory: int | None
+    of_cgroup: bool = False
+    oom_kills: int | None = None
+    pids_refused: int | None = None
+
+
+NO_USAGE = Usage(0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcement:
+    """The limits of one sandbox as they are held.
+
+    Attributes:
+        held: limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NPROC``.
+        cgroup: what holds those that concern all processes together.
+    """
+
+    held: Mapping[str, str] = field(default_factory=dict)
+    cgroup: Cgroup | None = None
+
+
+@dataclass(slots=True)
+class _Outcome:
+    returncode: int | None = None
+    timed_out: bool = False
+    error: BaseException | None = None
+    usage: Usage | None = None
+    gone: bool = False
+
+
+class Handle:
+    """A sandbox that :func:`start` has started.
+
+    Whoever polls :attr:`fd` does so within :meth:`polling`: what it stands for is given
+    back only when nobody does any more.
+    """
+
+    def __init__(self, child: _native.Child, enforcement: Enforcement, backend: str) -> None:
+        self._child = child
+        self._enforcement = enforcement
+        self.backend = backend
+        self._owner = os.getpid()
+        self._changed = threading.Condition(threading.Lock())
+        self._pollers = 0
+        self._outcome = _Outcome()
+        self._started = False
+        self._spawn_ns: int | None = None
+        self._pid = 0
+
+    # --- what is known ------------------------------------------------------------------
+
+    @property
+    def held(self) -> Mapping[str, str]:
+        """Limit to what holds it."""
+        return self._enforcement.held
+
+    @property
+    def pid(self) -> int:
+        """The command's pid outside; 0 where it is not known.  It may have ended."""
+        return self._pid
+
+    @property
+    def spawn_ns(self) -> int | None:
+        """Nanoseconds from the clone to just before the exec; None if it did not come to it."""
+        return self._spawn_ns
+
+    @property
+    def returncode(self) -> int | None:
+        """0 to 255, 128+n for signal n; None while it runs."""
+        return self._outcome.returncode
+
+    @property
+    def started(self) -> bool:
+        """The command has been started."""
+        return self._started
+
+    @property
+    def parked(self) -> bool:
+        """It waits for its command."""
+        return self._child.parked
+
+    @property
+    def ended(self) -> bool:
+        """The command has ended, or could not be started."""
+        return self._outcome.returncode is not None or self._outcome.error is not None
+
+    @property
+    def usage(self) -> Usage:
+        """What was used, once all is gone."""
+        return self._outcome.usage or NO_USAGE
+
+    @property
+    def ending(self) -> Ending:
+        """Why it ended, once all is gone."""
+        usage, code = self.usage, self._outcome.returncode or 0
+        if self._outcome.timed_out:
+            return Ending.TIMED_OUT
+        if code and usage.oom_kills:
+            return Ending.OUT_OF_MEMORY
+        if code and usage.pids_refused:
+            return Ending.OUT_OF_PIDS
+        number = code - SIGNAL_BASE
+        return Ending.SIGNALED if number in signal.valid_signals() else Ending.EXITED
+
+    def _check_owner(self) -> None:
+        if not self.is_ours():
+            raise NsrunError("this sandbox belongs to the process that was forked from")
+
+    def is_ours(self) -> bool:
+        """Started by this very process, not by one that it was forked from."""
+        return os.getpid() == self._owner
+
+    # --- records --------------------------------------------------------------------------
+
+    @property
+    def fd(self) -> int:
+        """Readable when :meth:`advance` has something; may change with each call of that."""
+        return self._child.fd
+
+    @contextmanager
+    def polling(self) -> Iterator[None]:
+        """Keep :attr:`fd` what it is."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def hold(self) -> None:
+        """Begin of :meth:`polling`."""
+        self._check_owner()
+        with self._changed:
+            self._pollers += 1
+
+    def release(self) -> None:
+        """End of :meth:`polling`; the last one frees what has ended, and may wait for that."""
+        with self._changed:
+            self._pollers -= 1
+            if not self.ended or self._pollers or self._outcome.gone:
+                return
+            self._finish()
+            self._changed.notify_all()
+
+    def advance(self) -> bool:
+        """Take what there is, without blocking; True once the command has ended."""
+        with self._changed:
+            if self.ended:
+                return True
+            try:
+                ended = self._child.read()
+            except NsrunError as error:
+                self._outcome.error = error
+                self._child.signal(signal.SIGKILL)
+                return True
+            self._note_start()
+            if ended:
+                self._note_end()
+            return ended
+
+    def _note_start(self) -> None:
+        if not self._started and self._child.exec_seen:
+            self._started = True
+            self._spawn_ns = self._child.spawn_ns
+            self._pid = self._child.pid
+
+    def _note_end(self) -> None:
+        if not self._started:
+            self._outcome.error = NsrunError(self._early_end())
+        self._outcome.returncode = self._child.exit_status
+        self._outcome.timed_out |= self._child.timed_out
+        # what the command left running ends with it
+        self._child.signal(signal.SIGKILL)
+
+    def _early_end(self) -> str:
+        usage = self._enforcement.cgroup.usage() if self._enforcement.cgroup else None
+        if usage is not None and usage.oom_kills:
+            return "the memory limit is too small to set the sandbox up"
+        return "the sandbox was ended before the command could start"
+
+    def _finish(self) -> None:
+        """No process of the sandbox but a dying pid 1 is left when this returns."""
+        cpu_ns, largest = self._child.usage
+        peak = largest or None
+        cgroup = self._enforcement.cgroup
+        if self._child.alone and cgroup is None and self.backend == IN_PROCESS:
+            # nothing of the user's is left: the namespaces' end is the kernel's business
+            teardown().add(self._child)
+        else:
+            self._child.close()
+        self._outcome.usage = Usage(cpu_ns, peak)
+        if cgroup is not None:
+            used = cgroup.usage()
+            cgroup.close()
+            self._outcome.usage = Usage(
+                cpu_ns if used.cpu_ns is None else used.cpu_ns,
+                peak if used.memory_peak is None else used.memory_peak,
+                used.memory_peak is not None,
+                used.oom_kills,
+                used.pids_refused,
+            )
+        self._outcome.gone = True
+
+    # --- waiting --------------------------------------------------------------------------
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait for the end, and until all is gone; False if the deadline came first.
+
+        Arguments:
+            deadline: by ``time.monotonic()``.
+        """
+        if not self._wait_until(lambda: self.ended, deadline):
+            return False
+        with self._changed:
+            # another thread may still be looking at it: it is woken by the end as we were
+            while not self._outcome.gone:
+                if not self._pollers:
+                    self._finish()
+                else:
+                    self._changed.wait(_left(deadline))
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return self._outcome.gone
+        return True
+
+    def wait_started(self) -> None:
+        """Wait until the command runs.
+
+        Raises:
+            NsrunError: it could not be started; nothing is left then.
+        """
+        self._wait_until(lambda: self._started or self.ended, None)
+        self._wait_exec()
+        if self._outcome.error is not None:
+            self.close()
+            raise self._outcome.error
+
+    @property
+    def exec_fd(self) -> int:
+        """At its end once the exec has succeeded or failed; -1: that is not told."""
+        return self._child.exec_fd
+
+    def _wait_exec(self) -> None:
+        """The start is told just before the exec, which may fail."""
+        with self.polling():
+            fd = self.exec_fd
+            if self.ended or fd < 0:
+                return
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            poller.poll()
+            self.advance()
+
+    def wait_parked(self) -> bool:
+        """Wait until it waits for its command; False if it came to an end instead."""
+        self._wait_until(lambda: self._child.parked or self.ended, None)
+        return not self.ended
+
+    def _wait_until(self, reached: Callable[[], bool], deadline: float | None) -> bool:
+        with self.polling():
+            while not reached():
+                left = _left(deadline)
+                if left is not None and left <= 0:
+                    return False
+                poller = select.poll()
+                poller.register(self.fd, select.POLLIN)
+                poller.poll(None if left is None else left * 1000)
+                self.advance()
+        return True
+
+    def check(self) -> None:
+        """Raise what kept the command from being started."""
+        if self._outcome.error is not None:
+            raise self._outcome.error
+
+    # --- ending ---------------------------------------------------------------------------
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to everything inside; False if it has ended.
+
+        Raises:
+            NsrunError: it can't be sent.
+        """
+        self._check_owner()
+        with self._changed:
+            return not self.ended and self._child.signal(number)
+
+    def time_out(self) -> None:
+        """Kill everything, and call that the end of its time."""
+        with self._changed:
+            if not self.ended:
+                self._outcome.timed_out = True
+                self._child.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill everything and wait until it is gone; may be called again."""
+        self._check_owner()
+        with self._changed:
+            if self._outcome.gone:
+                return
+            if not self.ended:
+                self._child.signal(signal.SIGKILL)
+        self.wait(None)
+
+    def hand(self, command: Plan, stdio: Stdio, timeout: float | None) -> bool:
+        """Give a parked sandbox its command; False if it has to be thrown away.
+
+        Raises:
+            NsrunError: with ``E2BIG`` if the command is too large for it.
+        """
+        self._check_owner()
+        with self._changed:
+            if self.ended or not self._child.hand(command.native, stdio):
+                return False
+            if timeout is not None:
+                self._child.deadline(max(1, round(timeout * 1000)))
+            return True
+
+    def __del__(self) -> None:
+        outcome = getattr(self, "_outcome", None)
+        if outcome is None or outcome.gone:
+            return
+        if self.is_ours():
+            self._finish()
+        else:
+            self._child.forget()
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()
+
+
+def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
+    """Start a plan: in process where that is possible, else by the nsrun program.
+
+    Raises:
+        NsrunError: it can't be started; the cgroup is closed then.
+    """
+    teardown().sweep()
+    child = _native.Child()
+    backend = IN_PROCESS
+    try:
+        try:
+            child.start(plan.native, stdio)
+        except _native.NeedsProgram as reason:
+            log.debug("not in process: %s", reason)
+            backend = BY_PROGRAM
+            child.start_program(plan.native, find_program(), stdio)
+    except BaseException:
+        child.close()
+        if enforcement.cgroup is not None:
+            enforcement.cgroup.close()
+        raise
+    return Handle(child, enforcement, backend)

@@ -1,0 +1,96 @@
+"""Sandboxes whose last process has ended, while the kernel takes their namespaces down.
+
+That takes the kernel a while, and nothing of the user's runs there any more, so nobody
+need wait for it.  What is left of such a sandbox in this process, an ended child and some
+descriptors, is given back by the next start of another, or by a thread that lives no
+longer than there is something to do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from functools import cache
+
+from cowork_nsrun import _native
+
+PATIENCE = 0.05
+
+
+class Teardown:
+    """What this process still has to give back."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._ending: deque[_native.Child] = deque()
+        self._thread: threading.Thread | None = None
+        self._hurry = False
+
+    def add(self, child: _native.Child) -> None:
+        """Give it back soon."""
+        with self._changed:
+            self._ending.append(child)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._work, name="nsrun-teardown", daemon=True
+                )
+                self._thread.start()
+
+    def sweep(self) -> None:
+        """Give back what has ended by now, the oldest first."""
+        if not self._ending:
+            return
+        with self._changed:
+            while self._ending and self._ending[0].try_close():
+                self._ending.popleft()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._hurry:
+                    # the next start gives it back for less
+                    self._changed.wait(PATIENCE)
+                if not self._ending:
+                    self._thread = None
+                    return
+                child = self._ending.popleft()
+            child.close()
+
+    def settle(self) -> None:
+        """Wait until nothing is left."""
+        with self._changed:
+            thread = self._thread
+            self._hurry = True
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join()
+        with self._changed:
+            self._hurry = False
+
+    def forget(self) -> None:
+        """In a forked copy of the process: these are not ours."""
+        while self._ending:
+            self._ending.popleft().forget()
+
+
+@cache
+def teardown() -> Teardown:
+    """That of this process."""
+    return Teardown()
+
+
+def _after_fork() -> None:
+    teardown().forget()
+    teardown.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def settle() -> None:
+    """Wait until the kernel has taken down every sandbox whose command has ended.
+
+    Never needed for a command's effects: its processes are gone when its end is known.
+    """
+    teardown().settle()

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: MIT */
+/* child_handle.h - what a started sandbox keeps in its caller, for spawn.c and handle.c. */
+#ifndef NSR_CHILD_HANDLE_H
+#define NSR_CHILD_HANDLE_H
+
+#include "spawn.h"
+
+/* What the caller and the child have in common; untouched pages cost nothing. */
+struct nsr_shared {
+	struct nsr_cold cold;       /* first: munmap(2) finds the whole by it */
+	struct nsr_ctx ctx;
+};
+
+/* Nobody else uses ctx any more. */
+void nsr_child_free(struct nsr_ctx *ctx);
+
+#endif
