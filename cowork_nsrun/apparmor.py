@@ -18,7 +18,7 @@ PROFILE_FILE = "/etc/apparmor.d/nsrun"
 _TEMPLATE = """\
 # AppArmor profile for nsrun (cowork-nsrun), for this one path.
 # Load it with these two commands:
-#   nsrun doctor --apparmor | sudo tee {file} >/dev/null
+#   nsrun doctor --apparmor={path} | sudo tee {file} >/dev/null
 #   sudo apparmor_parser -r {file}
 abi <abi/4.0>,
 include <tunables/global>

@@ -169,6 +169,7 @@ static int run_namespaces(const struct dispatch *d)
 		d->diag->text[0] = '\0';
 		return fall_back(d);
 	}
+	d->ctx->may_try_others = !d->as_bwrap;
 	status = nsr_run_command(d->plan, d->ctx, d->diag);
 	if (status < 0 && refused(d->diag) && may_fall_back(d))
 		return fall_back(d);

@@ -190,7 +190,7 @@ static int step_back(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't close file descriptors");
 	/* not before the clone: had that failed, a set-user-id bwrap could have been next */
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	if (!ctx->may_try_others && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		return nsr_diag_errno(diag, errno, "prctl(PR_SET_NO_NEW_PRIVS) failed");
 	if (n[NSR_USERNS2_FD] != -1) {
 		ret = (int)SYS2(SYS_setns, n[NSR_USERNS2_FD], NSR_CLONE_NEWUSER);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -303,6 +304,18 @@ def test_profile_for_a_path_of_roots(system_place: Path) -> None:
     assert "audit deny userns," in text.split("profile nsrun_payload")[1]
     assert "sudo apparmor_parser -r /etc/apparmor.d/nsrun" in text
     assert "bwrap" not in text
+
+
+def test_profile_is_one(system_place: Path, lack: Lack) -> None:
+    parser = shutil.which("apparmor_parser", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    abi = Path("/etc/apparmor.d/abi/4.0")
+    if parser is None or not abi.exists():
+        lack("no apparmor_parser 4: the profile is not compiled")
+    command = [parser, "--skip-kernel-load", "--skip-cache"]
+    text = apparmor.profile(system_place)
+    subprocess.run(command, input=text, text=True, check=True)
+    broken = subprocess.run(command, input=text.replace("}", "", 1), text=True, check=False)
+    assert broken.returncode, "control"
 
 
 def test_no_profile_for_what_users_can_replace(system_place: Path) -> None:
