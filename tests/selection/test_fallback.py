@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hostlib import becomes
 from worlds import SANDBOX, Tools, World
 
 from cowork_nsrun import Bind, File, Plan, Sandbox, Tmpfs
@@ -239,3 +240,21 @@ def test_never_without_being_asked_as_bwrap(world: World, tools: Tools, set_user
     assert run("bwrap-fallback = yes please\n") == b""
     assert run("bwrap-fallback = yes\n", mode=0o666) == b"", "others can write to it"
     assert run("bwrap-fallback = yes\n", uid=12345) == b"", "it is not root's"
+
+
+def test_killed_while_it_probes(tools: Tools) -> None:
+    """A bwrap that hangs does not outlive the nsrun that asked it."""
+    place = tools.directory / "hanging"
+    place.mkdir()
+    marker = place / "pid"
+    marker.touch()
+    marker.chmod(0o666)
+    (place / "bwrap").write_text(f"#!/bin/sh\necho $$ >{marker}\nexec sleep 600\n")
+    (place / "bwrap").chmod(0o755)
+    world = World(limit=0, bwrap=place)
+    script = f"{tools.nsrun} {' '.join(SANDBOX)} true & "
+    script += f"until [ -s {marker} ]; do sleep 0.05; done; kill -9 $!; wait $!; echo $?"
+    ended = world.run(tools, ["sh", "-c", script])
+    assert ended.stdout.split()[-1] == b"137", ended
+    pid = int(marker.read_text())
+    assert becomes(lambda: not Path(f"/proc/{pid}").exists())
