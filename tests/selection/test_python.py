@@ -268,7 +268,11 @@ def test_the_program_answers_like_this_process() -> None:
 def test_probing_leaves_this_process_alone() -> None:
     def state() -> Any:
         status = Path("/proc/self/status").read_text().splitlines()
-        kept = [line for line in status if line.startswith(("Sig", "Cap", "NoNew", "Seccomp"))]
+        kept = [
+            line
+            for line in status
+            if line.startswith(("SigB", "SigI", "SigC", "Cap", "NoNew", "Seccomp"))
+        ]
         return kept, sorted(os.listdir("/proc/self/fd")), os.getcwd(), dict(os.environ)
 
     before = state()
