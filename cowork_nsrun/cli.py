@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import cowork_nsrun
-from cowork_nsrun import profile, seccomp
+from cowork_nsrun import doctor, profile, seccomp
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import Ending
 from cowork_nsrun.plan import Plan
@@ -272,6 +272,7 @@ def _version(words: Sequence[str]) -> int:
 
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
+    "doctor": doctor.main,
     "profile": _profile,
     "version": _version,
 }

@@ -533,6 +533,42 @@ def _rule(row: Any, names: Sequence[str]) -> SeccompRule:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """``struct nsr_probe``; ``verdict`` is a value of ``enum nsr_verdict``."""
+
+    verdict: int
+    errno: int
+    remedy: str
+    evidence: str
+
+
+VERDICTS = {
+    lib.NSR_OK: "ok",
+    lib.NSR_BLOCKED: "blocked",
+    lib.NSR_MISSING: "missing",
+    lib.NSR_UNKNOWN: "unknown",
+}
+
+
+def select_own(option: str | None, variable: str | None) -> tuple[bool, Probe | None]:
+    """Whether a sandbox may be made in process; what was found, if that was tried.
+
+    Raises:
+        NsrunError: a word that names no backend.
+    """
+    probe = ffi.new("struct nsr_probe *")
+    diag = ffi.new("struct nsr_diag *")
+    words = [ffi.NULL if word is None else _c_str(word) for word in (option, variable)]
+    ret = lib.nsr_select_own(*words, probe, diag)
+    if ret < 0:
+        raise _error(diag)
+    if probe.verdict not in VERDICTS:
+        return bool(ret), None
+    found = Probe(probe.verdict, probe.err, _str(probe.remedy), _str(probe.evidence))
+    return bool(ret), found
+
+
 def cap_mask(name: str) -> int:
     """The bits of one capability by name, or of ``ALL``.
 

@@ -563,10 +563,40 @@ HANDLER(opt_label)
 	return nsr_diag_set(p->diag, "labeling not supported on this system");
 }
 
+HANDLER(opt_backend)
+{
+	UNUSED(next), UNUSED(opt);
+	p->plan->choice.backend = arg[0];
+	p->plan->choice.words += 2;
+	return 0;
+}
+
+HANDLER(opt_quiet)
+{
+	UNUSED(next), UNUSED(opt), UNUSED(arg);
+	p->plan->choice.quiet = 1;
+	p->plan->choice.words++;
+	return 0;
+}
+
+HANDLER(opt_probe)
+{
+	UNUSED(next), UNUSED(opt), UNUSED(arg);
+	p->plan->choice.probe = 1;
+	return 0;
+}
+
+HANDLER(opt_allow_host)
+{
+	UNUSED(next), UNUSED(opt), UNUSED(arg);
+	p->plan->choice.allow_host = 1;
+	return 0;
+}
+
 HANDLER(opt_plan)
 {
 	UNUSED(next);
-	if (p->words != 2)
+	if (p->words != 2 + p->plan->choice.words)
 		return nsr_diag_set(p->diag, "%s stands alone", opt->name);
 	if (parse_fd(p, arg[0], &p->plan_fd))
 		return -EINVAL;

@@ -33,6 +33,15 @@ struct nsr_blob {
 	uint64_t len;
 };
 
+/* How the command line wants a plan to be run; no part of the plan itself. */
+struct nsr_choice {
+	const char *backend;        /* --backend, NULL: not given */
+	int quiet;                  /* --quiet */
+	int probe;                  /* --probe */
+	int allow_host;             /* --allow-host */
+	uint32_t words;             /* that these options took */
+};
+
 struct nsr_plan {
 	int64_t number[NSR_NUMBER_END];
 	const char *string[NSR_STRING_END];
@@ -46,6 +55,7 @@ struct nsr_plan {
 	struct nsr_rlimit *rlimits;
 	uint32_t n_rlimits;
 	uint32_t cap_rlimits;
+	struct nsr_choice choice;
 	struct nsr_arena arena;
 };
 

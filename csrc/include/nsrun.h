@@ -328,4 +328,38 @@ const struct nsr_seccomp_rule *nsr_seccomp_rule(uint32_t i);
 
 const char *nsr_version(void);
 
+/* --- what this machine can do ------------------------------------------------------------ */
+
+enum nsr_verdict {
+	NSR_UNTRIED = 0,
+	NSR_OK,
+	NSR_BLOCKED,                /* it is there, and refused */
+	NSR_MISSING,
+	NSR_UNKNOWN,                /* it could not be found out */
+};
+
+/* What one probe found.  Texts are in UTF-8 but for paths in them. */
+struct nsr_probe {
+	int verdict;                /* enum nsr_verdict */
+	int err;                    /* errno behind the verdict, 0: none */
+	char remedy[32];            /* what helps, by name; empty: nothing is wrong */
+	char evidence[1024];        /* one line */
+};
+
+/*
+ * Make a real sandbox in a process of the caller's own and see what is refused.
+ * Costs about a spawn.  The answer holds for this executable: AppArmor can
+ * refuse another what it grants to this one.
+ */
+void nsr_probe_namespaces(struct nsr_probe *out);
+
+/*
+ * May a sandbox be made by nsr_spawn?  option: as --backend takes it; variable:
+ * the value of COWORK_VM_BACKEND; NULL: not given.  1: yes.  0: no, then
+ * "nsrun --probe" says what else will run it; probe is filled if it was made.
+ * -EINVAL with diag filled: no such backend.
+ */
+int nsr_select_own(const char *option, const char *variable, struct nsr_probe *probe,
+		   struct nsr_diag *diag);
+
 #endif
