@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.text import Text
 
 import cowork_nsrun
 from cowork_nsrun import apparmor
+from cowork_nsrun.limits import Cgroups
 from cowork_nsrun.probe import Probe, Report, Verdict, ask_program, probe_own
 from cowork_nsrun.program import find_program
 from cowork_nsrun.remedies import Remedy, System, remedy, this_system
@@ -144,28 +144,18 @@ def _namespaces(report: Report, selection: Selection, system: System) -> Iterabl
 def _confinement(report: Report, system: System) -> Iterable[Check]:
     for name in ("seccomp", "no-new-privs", "landlock"):
         yield _check(Section.CONFINEMENT, report[name], Level.WARN, system)
-    yield _cgroups()
+    yield from _cgroups()
 
 
-def _cgroups() -> Check:
-    """Whether limits can be set: a cgroup of ours whose children we may make."""
-    name = "cgroup limits"
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        return Check(Section.CONFINEMENT, name, Level.INFO, f"no cgroups: {error}")
-    path = next((line[3:] for line in lines if line.startswith("0::")), None)
-    if path is None:
-        return Check(Section.CONFINEMENT, name, Level.INFO, "no unified hierarchy (cgroup v2)")
-    directory = Path("/sys/fs/cgroup" + path)
-    if os.access(directory, os.W_OK) and os.access(directory / "cgroup.procs", os.W_OK):
-        return Check(Section.CONFINEMENT, name, Level.PASS, f"{directory} is ours to divide")
-    helps = Remedy(
-        "Start the program in a cgroup that systemd delegates.",
-        ("systemd-run --user --scope -p Delegate=yes COMMAND...",),
-    )
-    evidence = f"{directory} is not ours: only rlimits hold"
-    return Check(Section.CONFINEMENT, name, Level.INFO, evidence, helps)
+def _cgroups() -> Iterable[Check]:
+    """What would hold the limits of a sandbox, by those who would make its cgroup."""
+    for limit in Cgroups().available().values():
+        name = f"limit {limit.limit}"
+        if limit.held_by is not None:
+            yield Check(Section.CONFINEMENT, name, Level.PASS, f"held by {limit.evidence}")
+        else:
+            helps = Remedy(limit.remedy) if limit.remedy else None
+            yield Check(Section.CONFINEMENT, name, Level.INFO, limit.evidence, helps)
 
 
 def _kvm(report: Report, selection: Selection, system: System) -> Iterable[Check]:

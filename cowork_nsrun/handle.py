@@ -18,7 +18,7 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.program import find_program
+from cowork_nsrun.runner import IN_PROCESS, begin
 from cowork_nsrun.teardown import teardown
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 SIGNAL_BASE = 128
 # asked for once: each answer is a new set of enumeration members
 SIGNALS = frozenset(signal.valid_signals())
-IN_PROCESS = "namespaces"
-BY_PROGRAM = "namespaces (nsrun program)"
 
 Stdio = tuple[int, int, int]
 
@@ -404,25 +402,20 @@ def _left(deadline: float | None) -> float | None:
 
 
 def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
-    """Start a plan: in process where that is possible, else by the nsrun program.
+    """Start a plan by whoever may; see :mod:`cowork_nsrun.runner`.
 
     Raises:
-        NsrunError: it can't be started; the cgroup is closed then.
+        NsrunError: it can't be started; what it has outside is given back then.
     """
     teardown().sweep()
-    child = _native.Child()
-    backend = IN_PROCESS
+    child: _native.Child | None = None
     try:
-        try:
-            child.start(plan.native, stdio)
-        except _native.NeedsProgram as reason:
-            log.debug("not in process: %s", reason)
-            backend = BY_PROGRAM
-            child.start_program(plan.native, find_program(), stdio)
+        child, backend = begin(plan, stdio)
         if enforcement.outlet is not None:
             enforcement.outlet.open()
     except BaseException:
-        child.close()
+        if child is not None:
+            child.close()
         enforcement.give_back()
         raise
     return Handle(child, enforcement, backend)

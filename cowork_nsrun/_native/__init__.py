@@ -128,6 +128,9 @@ class Op:
     layers: tuple[str, ...] = ()
 
 
+STEP_CLONE: int = lib.nsr_step_clone()
+
+
 def version() -> str:
     """The version of the core; the package's own."""
     return _str(lib.nsr_version())

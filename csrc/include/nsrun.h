@@ -326,6 +326,9 @@ struct nsr_seccomp_rule {
 /* NULL past the last one.  In the library alone, not in the nsrun program. */
 const struct nsr_seccomp_rule *nsr_seccomp_rule(uint32_t i);
 
+/* nsr_diag.step of a clone that was refused. */
+int nsr_step_clone(void);
+
 const char *nsr_version(void);
 
 /* --- what this machine can do ------------------------------------------------------------ */
