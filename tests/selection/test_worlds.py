@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from worlds import SANDBOX, SEEN, Tools, World, probe_of
+from worlds import SANDBOX, SEEN, Tools, World, by_python, probe_of
 
 SYS_MOUNT, SYS_CLONE, SYS_UNSHARE, SYS_MOVE_MOUNT, SYS_FSMOUNT, SYS_CLONE3 = (
     165, 56, 272, 429, 432, 435)  # fmt: skip
@@ -137,6 +137,17 @@ def test_doctor_and_python_say_the_same(case: Case, world: World, tools: Tools) 
     assert first == {None: "none", "bwrap": "namespaces"}.get(case.backend, case.backend)
     if case.remedy is not None:
         assert case.evidence in "".join(check["evidence"] for check in data["checks"])
+
+
+def test_what_python_runs_is_what_was_selected(case: Case, world: World, tools: Tools) -> None:
+    ended = by_python(world, tools, "sh", "-c", f"{SEEN}; exit 7")
+    if case.backend is None:
+        assert ended.returncode == 1, ended
+        assert b"nsrun: " in ended.stderr.splitlines()[-1]
+        return
+    assert ended.returncode == 7, ended
+    seen = ended.stdout.decode().split()[-1]
+    assert (seen == "bwrap") == (case.backend == "bwrap"), ended
 
 
 def test_called_as_bwrap_nothing_else_is_tried(case: Case, world: World, tools: Tools) -> None:

@@ -98,5 +98,13 @@ class World:
         return self.run(tools, [*become, *words], env=env, root=True)
 
 
+def by_python(
+    world: World, tools: Tools, *command: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command by a Python program: first as root, whose output comes first."""
+    become = [sys.executable, "-I", AS_USER, UID, GID, "run", "--quiet", "--"]
+    return world.run(tools, [*become, *command], env=env, root=True)
+
+
 def probe_of(report: Any, name: str) -> Any:
     return next(probe for probe in report["probes"] if probe["name"] == name)
