@@ -64,7 +64,8 @@ class _Store:
         self._size = size
         self._max_age = max_age
         self._owner = os.getpid()
-        self._changed = threading.Condition(threading.Lock())
+        # by one thread more than once: finalizers come here at any point
+        self._changed = threading.Condition(threading.RLock())
         self._parked: deque[_Parked] = deque()
         self._waste: list[Handle] = []
         self._closed = False
@@ -72,24 +73,37 @@ class _Store:
         self._counts = {"handed": 0, "fresh": 0, "discarded": 0, "failed": 0}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._work, name="nsrun-pool", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._null)
+            raise
 
     # --- the thread -----------------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waste and not self._closed and not self._room():
-                    self._changed.wait(self._rest())
-                    self._expire()
-                waste, self._waste = self._waste, []
-                closed, room = self._closed, self._room()
-            for handle in waste:
+        try:
+            while self._work_once():
+                pass
+        finally:
+            os.close(self._null)
+
+    def _work_once(self) -> bool:
+        """Throw away, make one; False once it is closed."""
+        with self._changed:
+            while not self._waste and not self._closed and not self._room():
+                self._changed.wait(self._rest())
+                self._expire()
+            waste, self._waste = self._waste, []
+            closed, room = self._closed, self._room()
+        for handle in waste:
+            try:
                 handle.close()
-            if closed:
-                return
-            if room:
-                self._add()
+            except NsrunError as error:
+                log.warning("can't end a sandbox that was made ahead: %s", error)
+        if room and not closed:
+            self._add()
+        return not closed
 
     def _room(self) -> bool:
         return len(self._parked) < self._size and time.monotonic() >= self._retry_at
@@ -111,7 +125,7 @@ class _Store:
     def _add(self) -> None:
         try:
             handle = self._park()
-        except NsrunError as error:
+        except (NsrunError, OSError, MemoryError) as error:
             log.warning("can't make a sandbox ahead: %s", error)
             with self._changed:
                 self._counts["failed"] += 1
@@ -168,8 +182,7 @@ class _Store:
                     self.count("handed")
                     return parked.handle
             except NsrunError as error:
-                with self._changed:
-                    self._parked.appendleft(parked)
+                self._put_back(parked)
                 if error.errno != errno.E2BIG:
                     raise
                 self.count("fresh")
@@ -177,6 +190,13 @@ class _Store:
             with self._changed:
                 self._counts["discarded"] += 1
                 self._waste.append(parked.handle)
+
+    def _put_back(self, parked: _Parked) -> None:
+        with self._changed:
+            if not self._closed:
+                self._parked.appendleft(parked)
+                return
+        parked.handle.close()
 
     def refill(self) -> None:
         """Once the command that got the last one is on its way: making one takes time."""
@@ -210,8 +230,9 @@ class _Store:
             self._waste += [parked.handle for parked in self._parked]
             self._parked.clear()
             self._changed.notify_all()
-        self._thread.join()
-        os.close(self._null)
+        # a finalizer may run in that very thread, which then comes to its end by itself
+        if self._thread is not threading.current_thread():
+            self._thread.join()
 
 
 class Pool:

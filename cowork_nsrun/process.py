@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -117,6 +118,9 @@ class Process(Generic[Output]):
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._begin = begin
         self._total_ns = 0
+        # held while the streams are in somebody's hands, or closed
+        self._streams = threading.RLock()
+        self._talking = False
         self.argv = argv
         self.stdin = self._file(ours.get("stdin"), "w")
         self.stdout = self._file(ours.get("stdout"), "r")
@@ -189,10 +193,11 @@ class Process(Generic[Output]):
 
     def _wait(self, timeout: float | None) -> bool:
         until = None if timeout is None else time.monotonic() + timeout
-        while not self._handle.wait(_earlier(until, self._deadline)):
-            if self._deadline is not None and time.monotonic() >= self._deadline:
+        deadline = self._deadline
+        while not self._handle.wait(_earlier(until, deadline)):
+            if deadline is not None and time.monotonic() >= deadline:
                 self._handle.time_out()
-                self._deadline = None
+                deadline = None
             else:
                 return False
         self._note_total()
@@ -217,7 +222,26 @@ class Process(Generic[Output]):
             TimeoutExpired: with what was collected until then.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        data = input.encode() if isinstance(input, str) else input or b""
+        data = input.encode() if isinstance(input, str) else input
+        with self._streams:
+            self._talking = True
+            try:
+                out, err, in_time = self._talk(data, until)
+            finally:
+                self._talking = False
+        self._note_total()
+        if not in_time:
+            assert timeout is not None
+            raise TimeoutExpired(timeout, out, err)
+        if self._text:
+            return _as_text(out), _as_text(err)  # type: ignore[return-value] # Output is str
+        return out, err  # type: ignore[return-value] # Output is bytes
+
+    def _talk(self, data: bytes | None, until: float | None) -> tuple[bytes, bytes, bool]:
+        first = self.stdout if self.terminal is None else self.terminal
+        numbers = [
+            -1 if file is None or file.closed else file.fileno() for file in (first, self.stderr)
+        ]
         pump = self._pump(data)
         in_time = True
         try:
@@ -230,35 +254,32 @@ class Process(Generic[Output]):
                 pump.run(self._handle, None)
         finally:
             pump.close()
-        self._note_total()
-        out, err = self._collected(pump)
-        if not in_time:
-            assert timeout is not None
-            raise TimeoutExpired(timeout, out, err)
-        if self._text:
-            return _as_text(out), _as_text(err)  # type: ignore[return-value] # Output is str
-        return out, err  # type: ignore[return-value] # Output is bytes
+        out, err = (bytes(pump.output.get(number, b"")) for number in numbers)
+        return out, err, in_time
 
-    def _pump(self, data: bytes) -> Pump:
+    def _pump(self, data: bytes | None) -> Pump:
         if data and self.stdin is None and self.terminal is None:
             raise SpecError("input", "there is no pipe to standard input")
         if self.stdin is not None and not self.stdin.closed:
-            self.stdin.flush()
-        outputs: list[IO[Any] | Terminal] = _open_ones((self.stdout, self.stderr, self.terminal))
-        inputs: list[IO[Any] | Terminal] = _open_ones((self.stdin,))
+            with suppress(BrokenPipeError):
+                self.stdin.flush()
+        outputs = _open_ones((self.stdout, self.stderr, self.terminal))
+        inputs = _open_ones((self.stdin,))
+        if self.terminal is not None and data is not None:
+            inputs = _open_ones((self.terminal,))
+            data += self.terminal.end_of(data)
         files = {file.fileno(): file for file in (*outputs, *inputs)}
+
+        def close(fd: int) -> None:
+            with suppress(BrokenPipeError):
+                files[fd].close()
+
         return Pump(
-            data,
+            data or b"",
             [file.fileno() for file in inputs],
             [file.fileno() for file in outputs],
-            lambda fd: files[fd].close(),
+            close,
         )
-
-    def _collected(self, pump: Pump) -> tuple[bytes, bytes]:
-        parts = iter(pump.output.values())
-        first = self.stdout is not None or self.terminal is not None
-        out = bytes(next(parts, b"")) if first else b""
-        return out, bytes(next(parts, b""))
 
     def result(self, stdout: Output | None = None, stderr: Output | None = None) -> Result[Output]:
         """How it ended, with output that was collected.
@@ -321,11 +342,14 @@ class Process(Generic[Output]):
         """Kill everything that is left in the sandbox, and close our ends of its streams."""
         self._handle.close()
         self._note_total()
-        for file in (self.stdin, self.stdout, self.stderr, self.terminal):
-            if file is not None:
-                # what is still buffered for a command that has ended
-                with suppress(BrokenPipeError):
-                    file.close()
+        with self._streams:
+            # a signal handler's call, in the midst of communicate(), leaves them to that
+            files = () if self._talking else (self.stdin, self.stdout, self.stderr, self.terminal)
+            for file in files:
+                if file is not None:
+                    # what is still buffered for a command that has ended
+                    with suppress(BrokenPipeError):
+                        file.close()
 
     def __enter__(self) -> Self:
         return self

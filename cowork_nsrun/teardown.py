@@ -22,7 +22,8 @@ class Teardown:
     """What this process still has to give back."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # by one thread more than once: finalizers come here at any point
+        self._changed = threading.Condition(threading.RLock())
         self._ending: deque[_native.Child] = deque()
         self._thread: threading.Thread | None = None
         self._hurry = False
