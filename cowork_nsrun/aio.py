@@ -7,12 +7,13 @@ They need no child watcher and no SIGCHLD handler, and work with any event loop 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
@@ -20,7 +21,7 @@ from cowork_nsrun.handle import SIGNAL_BASE, Handle, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import Argv, Result, Timings, extras_for
 from cowork_nsrun.spec import Namespace, Sandbox
-from cowork_nsrun.streams import PIPE, Ends, Stream, Terminal
+from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
 
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 
@@ -69,15 +70,12 @@ class AsyncProcess:
         left = max(0.0, deadline - time.monotonic())
         self._timer = self._loop.call_later(left, self.time_out)
 
-    async def connect(self, ours: Mapping[str, int]) -> None:
+    async def connect(self, ours: Mapping[str, Ours]) -> None:
         """Take our ends of the streams over."""
-        files = {
-            name: _file(fd, "wb" if name == "stdin" else "rb")
-            for name, fd in ours.items()
-            if name != "terminal"
-        }
-        if "terminal" in ours:
-            self.terminal = Terminal(ours["terminal"])
+        files = {name: file for name, file in ours.items() if isinstance(file, io.FileIO)}
+        terminal = ours.get("terminal")
+        if isinstance(terminal, Terminal):
+            self.terminal = terminal
             os.set_blocking(self.terminal.fileno(), False)
         try:
             for name in ("stdout", "stderr"):
@@ -91,14 +89,14 @@ class AsyncProcess:
                 file.close()
             raise
 
-    async def _reader(self, file: IO[bytes]) -> asyncio.StreamReader:
+    async def _reader(self, file: io.FileIO) -> asyncio.StreamReader:
         reader = asyncio.StreamReader(limit=LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
         transport, _ = await self._loop.connect_read_pipe(lambda: protocol, file)
         self._transports.append(transport)
         return reader
 
-    async def _writer(self, file: IO[bytes]) -> asyncio.StreamWriter:
+    async def _writer(self, file: io.FileIO) -> asyncio.StreamWriter:
         transport, protocol = await self._loop.connect_write_pipe(
             lambda: asyncio.streams.FlowControlMixin(loop=self._loop), file
         )
@@ -316,10 +314,6 @@ class AsyncProcess:
         traceback: TracebackType | None,
     ) -> None:
         await _finish_anyway(self.close())
-
-
-def _file(fd: int, mode: str) -> IO[bytes]:
-    return open(fd, mode, 0)
 
 
 async def _read(reader: asyncio.StreamReader | None) -> bytes:

@@ -21,7 +21,7 @@ from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpi
 from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, Ending, Handle, Usage, start
 from cowork_nsrun.plan import Extras, Plan, milliseconds
 from cowork_nsrun.spec import Namespace, Sandbox
-from cowork_nsrun.streams import PIPE, Ends, OutOfTime, Pump, Stream, Terminal
+from cowork_nsrun.streams import PIPE, Ends, Ours, OutOfTime, Pump, Stream, Terminal
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Process(Generic[Output]):
         handle: Handle,
         *,
         argv: tuple[str, ...],
-        ours: Mapping[str, int],
+        ours: Mapping[str, Ours],
         text: bool,
         timeout: float | None,
         begin: int,
@@ -125,12 +125,13 @@ class Process(Generic[Output]):
         self.stdin = self._file(ours.get("stdin"), "w")
         self.stdout = self._file(ours.get("stdout"), "r")
         self.stderr = self._file(ours.get("stderr"), "r")
-        self.terminal = Terminal(ours["terminal"]) if "terminal" in ours else None
+        terminal = ours.get("terminal")
+        self.terminal = terminal if isinstance(terminal, Terminal) else None
 
-    def _file(self, fd: int | None, mode: str) -> IO[Any] | None:
-        if fd is None:
+    def _file(self, raw: Ours | None, mode: str) -> IO[Any] | None:
+        if raw is None:
             return None
-        binary: IO[Any] = open(fd, mode + "b")  # noqa: SIM115 - closed by close()
+        binary: IO[Any] = io.BufferedWriter(raw) if mode == "w" else io.BufferedReader(raw)
         if not self._text:
             return binary
         errors = "strict" if mode == "w" else "backslashreplace"

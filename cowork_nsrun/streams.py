@@ -24,6 +24,7 @@ DEVNULL = subprocess.DEVNULL
 CHUNK = 1 << 18
 STREAMS = ("stdin", "stdout", "stderr")
 STDERR = 2
+MODES = {"stdin": "wb", "stdout": "rb", "stderr": "rb"}
 TERMINAL_SIZE = (24, 80)
 
 
@@ -73,10 +74,12 @@ class Fds:
 
     def pipe(self) -> tuple[int, int]:
         """Both ends, close-on-exec."""
-        ends = os.pipe()
-        self._open |= set(ends)
+        self._open.update(ends := os.pipe())
         r, w = map(self.own, ends)
         return r, w
+
+    def __del__(self) -> None:
+        self.close_all()
 
     def close_all(self) -> None:
         """Close what was not given up."""
@@ -161,6 +164,10 @@ class Terminal(io.RawIOBase):
         super().close()
 
 
+#: unbuffered
+Ours = io.FileIO | Terminal
+
+
 class Ends:
     """The command's three descriptors, and our ends of those that are pipes.
 
@@ -219,12 +226,17 @@ class Ends:
         _set_size(ours, TERMINAL_SIZE if isinstance(size, bool) else size)
         return theirs, theirs, theirs
 
-    def take(self) -> dict[str, int]:
+    def take(self) -> dict[str, Ours]:
         """Our ends, now the caller's to close; the command's ends are closed here."""
-        for fd in self.ours.values():
-            self._fds.give_up(fd)
+        taken = {name: self._owner(name) for name in self.ours}
         self._fds.close_all()
-        return self.ours
+        return taken
+
+    def _owner(self, name: str) -> Ours:
+        """One of them, as something that closes it when it is dropped."""
+        if name == "terminal":
+            return Terminal(self._fds.give_up(self.ours[name]))
+        return io.FileIO(self._fds.give_up(self.ours[name]), MODES[name])
 
     def close(self) -> None:
         """All of them."""

@@ -8,6 +8,7 @@ longer than there is something to do.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import deque
@@ -27,6 +28,7 @@ class Teardown:
         self._ending: deque[_native.Child] = deque()
         self._thread: threading.Thread | None = None
         self._hurry = False
+        self._stopped = False
 
     def add(self, child: _native.Child) -> None:
         """Give it back soon."""
@@ -36,7 +38,13 @@ class Teardown:
                 self._thread = threading.Thread(
                     target=self._work, name="nsrun-teardown", daemon=True
                 )
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    # no more threads, or none at all: PEP 554's isolated interpreters
+                    self._thread = None
+                    self._ending.remove(child)
+                    child.close()
 
     def sweep(self) -> None:
         """Give back what has ended by now, the oldest first."""
@@ -49,10 +57,10 @@ class Teardown:
     def _work(self) -> None:
         while True:
             with self._changed:
-                if not self._hurry:
+                if not self._hurry and not self._stopped:
                     # the next start gives it back for less
                     self._changed.wait(PATIENCE)
-                if not self._ending:
+                if not self._ending or self._stopped:
                     self._thread = None
                     return
                 child = self._ending.popleft()
@@ -68,6 +76,15 @@ class Teardown:
             thread.join()
         with self._changed:
             self._hurry = False
+
+    def stop(self) -> None:
+        """At the interpreter's end, which threads of a subinterpreter must not outlive."""
+        with self._changed:
+            thread = self._thread
+            self._stopped = True
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join()
 
     def forget(self) -> None:
         """In a forked copy of the process: these are not ours."""
@@ -87,6 +104,7 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(lambda: teardown().stop())
 
 
 def settle() -> None:

@@ -23,6 +23,9 @@ import pytest
 from leftovers import census, cgroups_of, processes_with, wait_until_gone
 
 from cowork_nsrun import (
+    DEVNULL,
+    PIPE,
+    STDOUT,
     CommandError,
     Ending,
     Namespace,
@@ -34,7 +37,6 @@ from cowork_nsrun import (
     popen,
     run,
 )
-from cowork_nsrun.streams import DEVNULL, PIPE, STDOUT
 
 AsUser = Callable[[Callable[[], Any]], Any]
 MINIMAL = Sandbox.minimal()
@@ -118,7 +120,7 @@ def test_streams_that_can_t_be() -> None:
         with pytest.raises(SpecError) as caught:
             sh("true", **options)
         assert caught.value.field == field
-    with pytest.raises(NsrunError, match="channels"):
+    with pytest.raises(NsrunError, match="Bad file descriptor"):
         sh("true", stdout=999)
     assert census() == before
 
@@ -646,6 +648,7 @@ def test_interrupt_leaves_nothing(in_child: AsUser, marker: str, when: str) -> N
             os.kill(main, signal.SIGINT)
 
         for _ in range(25):
+            process: Process[bytes] | None = None
             thread = threading.Thread(target=interrupt)
             thread.start()
             try:
@@ -658,6 +661,7 @@ def test_interrupt_leaves_nothing(in_child: AsUser, marker: str, when: str) -> N
             except KeyboardInterrupt:
                 caught += 1
             thread.join()
+            del process  # what an interrupted close() left undone is done now
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
@@ -710,25 +714,30 @@ def once(at):
 
 work()
 lines = once(-1)
-before = census()
+before, changed = census(), 0
 for at in range(1, lines + 5, {step}):
     once(at)
     gc.collect()
     after = census()
     if after != before:
-        print(at, set(after.fds) ^ set(before.fds), after.children, before.children)
+        changed += 1
+        assert after.children == before.children, (at, after, before)
+        assert (after.threads, after.cgroups) == (before.threads, before.cgroups), at
         before = after
-print("lines", lines > 200)
+print("lines", lines > 200, changed < lines / 50)
 """
 
 
 def test_interrupt_at_any_line() -> None:
-    """A KeyboardInterrupt may come between any two lines of ours: nothing hangs or stays."""
+    """A KeyboardInterrupt may come between any two lines of ours: nothing hangs or runs on.
+
+    A descriptor may stay, if it comes when that has no owner yet, or none any more.
+    """
     script = INTERRUPT_ANYWHERE.format(tests=str(Path(__file__).parent), step=1)
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=300
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=100
     )
-    assert done.stdout == "lines True\n", done.stderr[-2000:]
+    assert done.stdout == "lines True True\n", done.stderr[-2000:]
 
 
 def test_fork_while_sandboxes_run(in_child: AsUser, marker: str) -> None:
@@ -879,19 +888,21 @@ def wait_until_no_cgroup(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_subinterpreter_says_what_it_can() -> None:
-    """As the documentation says: the core is one for the whole process."""
-    script = """
+@pytest.mark.parametrize("isolated", [True, False])
+def test_subinterpreter(isolated: bool) -> None:
+    """Also in one that may not have threads."""
+    script = f"""
 import _xxsubinterpreters as interpreters
 import cowork_nsrun
-i = interpreters.create()
+i = interpreters.create(isolated={isolated})
 interpreters.run_string(i, '''
 try:
     from cowork_nsrun import Sandbox, run
     print(run(["echo", "inside"], Sandbox.minimal(), text=True).stdout, end="")
 except BaseException as error:
-    print(type(error).__name__)
+    print(error)
 ''')
+interpreters.destroy(i)
 """
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
