@@ -13,15 +13,32 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import SIGNAL_BASE, Handle, start
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.process import Argv, Result, Timings, extras_for
+from cowork_nsrun.process import (
+    Argv,
+    CommandOptions,
+    PopenOptions,
+    Result,
+    Timings,
+    extras_for,
+)
 from cowork_nsrun.spec import Namespace, Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
+
+AsyncPopenOptions = PopenOptions
+
+
+class AsyncRunOptions(CommandOptions, total=False):
+    """Options of :func:`run`."""
+
+    input: bytes | None
+    capture: bool
+
 
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 
@@ -388,7 +405,7 @@ async def run(
     spec: Sandbox,
     *,
     input: bytes | None = None,
-    capture: Literal[True, False] = True,
+    capture: bool = True,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,

@@ -98,8 +98,10 @@ class Handle:
         self._enforcement = enforcement
         self.backend = backend
         self._owner = os.getpid()
-        # by one thread more than once: a signal handler or a finalizer may come at any point
-        self._changed = threading.Condition(threading.RLock())
+        # by one thread more than once: a signal handler or a finalizer may come at any point.
+        # It is entered itself, not by the condition, where an interrupt could keep it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._pollers: dict[object, int] = {}
         self._outcome = _Outcome()
         self._started = False
@@ -191,12 +193,12 @@ class Handle:
     def hold(self, poller: object) -> None:
         """Begin of :meth:`polling`."""
         self._check_owner()
-        with self._changed:
+        with self._lock:
             self._pollers[poller] = threading.get_ident()
 
     def release(self, poller: object) -> None:
         """End of :meth:`polling`; the last one frees what has ended, and may wait for that."""
-        with self._changed:
+        with self._lock:
             self._pollers.pop(poller, None)
             if not self.ended or self._pollers or self._outcome.gone:
                 return
@@ -205,7 +207,7 @@ class Handle:
 
     def advance(self) -> bool:
         """Take what there is, without blocking; True once the command has ended."""
-        with self._changed:
+        with self._lock:
             if self.ended:
                 return True
             try:
@@ -272,7 +274,7 @@ class Handle:
         """
         if not self._wait_until(lambda: self.ended, deadline):
             return False
-        with self._changed:
+        with self._lock:
             # another thread may still be looking at it: it is woken by the end as we were
             while not self._outcome.gone:
                 if not self._pollers:
@@ -346,12 +348,12 @@ class Handle:
             NsrunError: it can't be sent.
         """
         self._check_owner()
-        with self._changed:
+        with self._lock:
             return not self.ended and self._child.signal(number)
 
     def time_out(self) -> None:
         """Kill everything, and call that the end of its time."""
-        with self._changed:
+        with self._lock:
             # it may have come to its end in time, and nobody looked
             if not self.advance():
                 self._outcome.timed_out = True
@@ -360,7 +362,7 @@ class Handle:
     def close(self) -> None:
         """Kill everything and wait until it is gone; may be called again."""
         self._check_owner()
-        with self._changed:
+        with self._lock:
             if self._outcome.gone:
                 return
             if not self.ended:
@@ -374,7 +376,7 @@ class Handle:
             NsrunError: with ``E2BIG`` if the command is too large for it.
         """
         self._check_owner()
-        with self._changed:
+        with self._lock:
             if self.ended or not self._child.hand(command.native, stdio):
                 return False
             if timeout is not None:

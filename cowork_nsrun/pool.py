@@ -64,8 +64,10 @@ class _Store:
         self._size = size
         self._max_age = max_age
         self._owner = os.getpid()
-        # by one thread more than once: finalizers come here at any point
-        self._changed = threading.Condition(threading.RLock())
+        # by one thread more than once: finalizers come here at any point.
+        # It is entered itself, not by the condition, where an interrupt could keep it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._parked: deque[_Parked] = deque()
         self._waste: list[Handle] = []
         self._closed = False
@@ -90,7 +92,7 @@ class _Store:
 
     def _work_once(self) -> bool:
         """Throw away, make one; False once it is closed."""
-        with self._changed:
+        with self._lock:
             while not self._waste and not self._closed and not self._room():
                 self._changed.wait(self._rest())
                 self._expire()
@@ -127,11 +129,11 @@ class _Store:
             handle = self._park()
         except (NsrunError, OSError, MemoryError) as error:
             log.warning("can't make a sandbox ahead: %s", error)
-            with self._changed:
+            with self._lock:
                 self._counts["failed"] += 1
                 self._retry_at = time.monotonic() + RETRY_AFTER
             return
-        with self._changed:
+        with self._lock:
             if not self._closed:
                 self._parked.append(_Parked(handle, time.monotonic()))
                 self._changed.notify_all()
@@ -171,7 +173,7 @@ class _Store:
     def hand(self, command: Plan, ends: Ends, timeout: float | None) -> Handle | None:
         """A sandbox that has got the command; None if none was ready, or it is too large."""
         while True:
-            with self._changed:
+            with self._lock:
                 self._expire()
                 parked = self._parked.popleft() if self._parked else None
             if parked is None:
@@ -187,12 +189,12 @@ class _Store:
                     raise
                 self.count("fresh")
                 return None
-            with self._changed:
+            with self._lock:
                 self._counts["discarded"] += 1
                 self._waste.append(parked.handle)
 
     def _put_back(self, parked: _Parked) -> None:
-        with self._changed:
+        with self._lock:
             if not self._closed:
                 self._parked.appendleft(parked)
                 return
@@ -200,19 +202,19 @@ class _Store:
 
     def refill(self) -> None:
         """Once the command that got the last one is on its way: making one takes time."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def count(self, what: str) -> None:
-        with self._changed:
+        with self._lock:
             self._counts[what] += 1
 
     def stats(self) -> PoolStats:
-        with self._changed:
+        with self._lock:
             return PoolStats(len(self._parked), **self._counts)
 
     def wait_full(self, deadline: float | None) -> bool:
-        with self._changed:
+        with self._lock:
             while len(self._parked) < self._size and not self._closed:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -223,7 +225,7 @@ class _Store:
     def close(self) -> None:
         if os.getpid() != self._owner:
             return
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True

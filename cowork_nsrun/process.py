@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, Any, Generic, Literal, Self, TypeVar, overload
+from typing import IO, Any, Generic, Literal, Self, TypedDict, TypeVar, overload
 
 from cowork_nsrun._native import Number, PlanFlag
 from cowork_nsrun.enforce import Enforced, enforce
@@ -27,6 +27,30 @@ log = logging.getLogger(__name__)
 
 Output = TypeVar("Output", bytes, str)
 Argv = Sequence[str | os.PathLike[str]]
+
+
+class CommandOptions(TypedDict, total=False):
+    """What can be said about every command."""
+
+    cwd: str | os.PathLike[str] | None
+    env: Mapping[str, str] | None
+    timeout: float | None
+
+
+class PopenOptions(CommandOptions, total=False):
+    """Options of :func:`popen`, but ``text``."""
+
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    pty: bool | tuple[int, int]
+
+
+class RunOptions(CommandOptions, total=False):
+    """Options of :func:`run`, but ``text``."""
+
+    input: bytes | str | None
+    capture: bool
 
 
 @dataclass(frozen=True, slots=True)

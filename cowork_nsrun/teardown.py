@@ -8,7 +8,6 @@ longer than there is something to do.
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from collections import deque
@@ -23,16 +22,17 @@ class Teardown:
     """What this process still has to give back."""
 
     def __init__(self) -> None:
-        # by one thread more than once: finalizers come here at any point
-        self._changed = threading.Condition(threading.RLock())
+        # by one thread more than once: finalizers come here at any point.
+        # It is entered itself, not by the condition, where an interrupt could keep it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._ending: deque[_native.Child] = deque()
         self._thread: threading.Thread | None = None
         self._hurry = False
-        self._stopped = False
 
     def add(self, child: _native.Child) -> None:
         """Give it back soon."""
-        with self._changed:
+        with self._lock:
             self._ending.append(child)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -50,17 +50,17 @@ class Teardown:
         """Give back what has ended by now, the oldest first."""
         if not self._ending:
             return
-        with self._changed:
+        with self._lock:
             while self._ending and self._ending[0].try_close():
                 self._ending.popleft()
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                if not self._hurry and not self._stopped:
+            with self._lock:
+                if not self._hurry:
                     # the next start gives it back for less
                     self._changed.wait(PATIENCE)
-                if not self._ending or self._stopped:
+                if not self._ending:
                     self._thread = None
                     return
                 child = self._ending.popleft()
@@ -68,23 +68,17 @@ class Teardown:
 
     def settle(self) -> None:
         """Wait until nothing is left."""
-        with self._changed:
+        with self._lock:
             thread = self._thread
             self._hurry = True
             self._changed.notify_all()
         if thread is not None:
             thread.join()
-        with self._changed:
+        with self._lock:
             self._hurry = False
-
-    def stop(self) -> None:
-        """At the interpreter's end, which threads of a subinterpreter must not outlive."""
-        with self._changed:
-            thread = self._thread
-            self._stopped = True
-            self._changed.notify_all()
-        if thread is not None:
-            thread.join()
+            # an interrupt may have kept the thread from being started
+            while self._ending:
+                self._ending.popleft().close()
 
     def forget(self) -> None:
         """In a forked copy of the process: these are not ours."""
@@ -104,12 +98,12 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(lambda: teardown().stop())
 
 
 def settle() -> None:
     """Wait until the kernel has taken down every sandbox whose command has ended.
 
     Never needed for a command's effects: its processes are gone when its end is known.
+    A subinterpreter has to call it before it is ended.
     """
     teardown().settle()

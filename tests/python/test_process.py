@@ -650,8 +650,8 @@ def test_interrupt_leaves_nothing(in_child: AsUser, marker: str, when: str) -> N
         for _ in range(25):
             process: Process[bytes] | None = None
             thread = threading.Thread(target=interrupt)
-            thread.start()
             try:
+                thread.start()
                 while True:
                     with sh(f"sleep {marker}", stdin=PIPE) as process:
                         if when == "wait":
@@ -877,8 +877,9 @@ def test_owner_killed_at_any_time_leaves_nothing(marker: str, limited: bool) -> 
         owner.kill()
         owner.wait()
         owner.stdout.close()
-        wait_until_gone(marker)
-        wait_until_gone("nsrun-stub")
+        # what is being set up looks like its owner, whose memory it shares, then like pid 1
+        for word in (script, "nsrun-reaper", "nsrun-stub", marker):
+            wait_until_gone(word)
         wait_until_no_cgroup(owner.pid)
     assert len(Path("/proc/self/mountinfo").read_text().splitlines()) == mounts
 
@@ -890,15 +891,16 @@ def wait_until_no_cgroup(pid: int) -> None:
 
 @pytest.mark.parametrize("isolated", [True, False])
 def test_subinterpreter(isolated: bool) -> None:
-    """Also in one that may not have threads."""
+    """Also in one that may not have threads; one that may is ended once they have."""
     script = f"""
 import _xxsubinterpreters as interpreters
 import cowork_nsrun
 i = interpreters.create(isolated={isolated})
 interpreters.run_string(i, '''
 try:
-    from cowork_nsrun import Sandbox, run
+    from cowork_nsrun import Sandbox, run, settle
     print(run(["echo", "inside"], Sandbox.minimal(), text=True).stdout, end="")
+    settle()
 except BaseException as error:
     print(error)
 ''')
