@@ -257,8 +257,11 @@ def test_refills_after_it_ran_out_of_descriptors(in_child: AsUser) -> None:
             while not pool.stats().failed:
                 time.sleep(0.01)
             with pytest.raises((NsrunError, OSError)):
-                for _ in range(60):
-                    pool.popen(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE)
+                kept = []
+                while True:
+                    kept.append(pool.popen(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE))
+            while kept:
+                kept.pop().close()
             gc.collect()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             full(pool)
