@@ -24,12 +24,17 @@ from typing import (
     TypedDict,
     Unpack,
     get_args,
+    overload,
 )
 
 from cowork_nsrun.errors import SpecError
 
 if TYPE_CHECKING:
+    # what runs a spec is imported by the methods that do: a spec alone is a value
+    from cowork_nsrun.aio import AsyncPopenOptions, AsyncProcess, AsyncRunOptions
     from cowork_nsrun.policy.rules import EgressRules
+    from cowork_nsrun.pool import Pool
+    from cowork_nsrun.process import Argv, PopenOptions, Process, Result, RunOptions
 
 PATH_MAX = 4096
 MODE_MAX = 0o7777
@@ -1006,6 +1011,66 @@ class Sandbox:
             allow_private=before.allow_private or allow_private,
         )
         return replace(self, unshare=self.unshare | {Namespace.NET}, egress=egress)
+
+    # --- commands in it -----------------------------------------------------------------
+
+    @overload
+    def popen(
+        self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes]: ...
+    @overload
+    def popen(
+        self, argv: Argv, *, text: Literal[True], **options: Unpack[PopenOptions]
+    ) -> Process[str]: ...
+    def popen(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes] | Process[str]:
+        """Start a command: :func:`cowork_nsrun.popen`, whose options and errors these are."""
+        from cowork_nsrun.process import popen  # noqa: PLC0415 - it imports this module
+
+        call: Any = popen
+        process: Process[bytes] | Process[str] = call(argv, self, text=text, **options)
+        return process
+
+    @overload
+    def run(
+        self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[RunOptions]
+    ) -> Result[bytes]: ...
+    @overload
+    def run(
+        self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]
+    ) -> Result[str]: ...
+    def run(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[RunOptions]
+    ) -> Result[bytes] | Result[str]:
+        """Run a command to its end: :func:`cowork_nsrun.run`, whose options and errors these are.
+
+        >>> Sandbox.minimal().run(["echo", "hello"], text=True).stdout
+        'hello\\n'
+        """
+        from cowork_nsrun.process import run  # noqa: PLC0415 - it imports this module
+
+        call: Any = run
+        result: Result[bytes] | Result[str] = call(argv, self, text=text, **options)
+        return result
+
+    async def apopen(self, argv: Argv, **options: Unpack[AsyncPopenOptions]) -> AsyncProcess:
+        """Start a command from asyncio: :func:`cowork_nsrun.aio.popen`."""
+        from cowork_nsrun.aio import popen  # noqa: PLC0415 - it imports this module
+
+        return await popen(argv, self, **options)
+
+    async def arun(self, argv: Argv, **options: Unpack[AsyncRunOptions]) -> Result[bytes]:
+        """Run a command to its end from asyncio: :func:`cowork_nsrun.aio.run`."""
+        from cowork_nsrun.aio import run  # noqa: PLC0415 - it imports this module
+
+        return await run(argv, self, **options)
+
+    def pool(self, size: int = 4, *, max_age: float = 300.0) -> Pool:
+        """Keep that many ready for their command: :class:`cowork_nsrun.Pool`."""
+        from cowork_nsrun.pool import Pool  # noqa: PLC0415 - it imports this module
+
+        return Pool(self, size, max_age=max_age)
 
 
 def _resolver() -> tuple[Operation, ...]:

@@ -22,32 +22,41 @@ class Teardown:
     """What this process still has to give back."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # by one thread more than once: finalizers come here at any point.
+        # It is entered itself, not by the condition, where an interrupt could keep it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._ending: deque[_native.Child] = deque()
         self._thread: threading.Thread | None = None
         self._hurry = False
 
     def add(self, child: _native.Child) -> None:
         """Give it back soon."""
-        with self._changed:
+        with self._lock:
             self._ending.append(child)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._work, name="nsrun-teardown", daemon=True
                 )
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    # no more threads, or none at all: PEP 554's isolated interpreters
+                    self._thread = None
+                    self._ending.remove(child)
+                    child.close()
 
     def sweep(self) -> None:
         """Give back what has ended by now, the oldest first."""
         if not self._ending:
             return
-        with self._changed:
+        with self._lock:
             while self._ending and self._ending[0].try_close():
                 self._ending.popleft()
 
     def _work(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 if not self._hurry:
                     # the next start gives it back for less
                     self._changed.wait(PATIENCE)
@@ -59,14 +68,17 @@ class Teardown:
 
     def settle(self) -> None:
         """Wait until nothing is left."""
-        with self._changed:
+        with self._lock:
             thread = self._thread
             self._hurry = True
             self._changed.notify_all()
         if thread is not None:
             thread.join()
-        with self._changed:
+        with self._lock:
             self._hurry = False
+            # an interrupt may have kept the thread from being started
+            while self._ending:
+                self._ending.popleft().close()
 
     def forget(self) -> None:
         """In a forked copy of the process: these are not ours."""
@@ -92,5 +104,6 @@ def settle() -> None:
     """Wait until the kernel has taken down every sandbox whose command has ended.
 
     Never needed for a command's effects: its processes are gone when its end is known.
+    A subinterpreter has to call it before it is ended.
     """
     teardown().settle()

@@ -455,7 +455,8 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 		return nsr_diag_errno(diag, errno, "prctl(PR_SET_CHILD_SUBREAPER)"), -1;
 	ctx->report_exec = plan->number[NSR_JSON_STATUS_FD] != -1 ||
 			   plan->number[NSR_REPORT_FD] != -1;
-	/* the monitor and pid 1 wait for children by wait(2) alone */
+	/* the monitor and pid 1 wait for children by wait(2) alone, whatever our caller ignores */
+	nsr_default_action(SIGCHLD);
 	SYS4(SYS_rt_sigprocmask, SIG_BLOCK, &sigchld, 0, sizeof(sigchld));
 	pid = clone_child(ctx);
 	if (pid < 0) {

@@ -142,6 +142,8 @@ int nsr_reaper_become(struct nsr_ctx *ctx)
 	int payload;
 
 	ctx->reaper_pid = (int)SYS0(SYS_getpid);
+	/* where the caller ignores it, nobody would learn how the payload ended */
+	nsr_default_action(SIGCHLD);
 	payload = clone_payload(ctx);
 	if (payload < 0)
 		return nsr_fail(ctx, NSR_STEP_FORK, -errno);

@@ -282,6 +282,7 @@ int nsr_payload_exec(struct nsr_ctx *ctx);
 int nsr_seccomp_read(struct nsr_ctx *ctx);
 int nsr_seccomp_load(struct nsr_ctx *ctx);
 int nsr_parent_death(struct nsr_ctx *ctx, int parent);
+void nsr_default_action(int signal_number);
 
 /* reaper.c; child */
 int nsr_reaper_become(struct nsr_ctx *ctx);
