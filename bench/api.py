@@ -6,7 +6,8 @@ import json
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,8 +78,9 @@ class Parent:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # the end of its orders is its end
-        self._process.__exit__(kind, value, traceback)
+        # the end of its orders is its end; an order that it did not take is lost with it
+        with suppress(BrokenPipeError):
+            self._process.__exit__(kind, value, traceback)
 
 
 def timed(case: ApiCase, user: str, name: str, took: list[int | None]) -> Result:
@@ -184,6 +186,16 @@ def run_park(case: ApiCase, parent: Parent, user: str, quick: bool) -> list[Resu
 SMALL = {"pool": run_pool, "rates": run_rates, "park": run_park}
 
 
+@contextmanager
+def noted(cases: list[ApiCase], user: str, report: Report) -> Iterator[None]:
+    """Cases whose program came to an early end count as failed; the others go on."""
+    try:
+        yield
+    except MeasureError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        report.results += [Result(case.key, user, "the Python API", 1, 1) for case in cases]
+
+
 def run_api(
     chosen: list[ApiCase],
     everybody: list[Contender],
@@ -191,7 +203,7 @@ def run_api(
     quick: bool,
     report: Report,
 ) -> None:
-    """All of these cases, as each user; what failed is noted."""
+    """All of these cases, as each user."""
     paths = {contender.name: contender.path for contender in everybody}
     if paths["nsrun"] is None:
         return
@@ -199,10 +211,11 @@ def run_api(
         spawns = that_fit([case for case in chosen if case.kind == "spawn"], user, report)
         if spawns:
             print(f"Python, as {user} ...", file=sys.stderr)
-            report.results += run_spawns(spawns, everybody, setting, user, quick)
+            with noted(spawns, user, report):
+                report.results += run_spawns(spawns, everybody, setting, user, quick)
         for case in chosen:
             if case.kind in SMALL:
                 print(f"{case.title}, as {user} ...", file=sys.stderr)
                 # a program of its own: what the last case left in it is no matter
-                with Parent(everybody, setting, 20 * MIB) as parent:
+                with noted([case], user, report), Parent(everybody, setting, 20 * MIB) as parent:
                     report.results += SMALL[case.kind](case, parent, user, quick)
