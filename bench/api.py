@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import select
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +29,7 @@ FORKS = 30
 SLICES = 5
 SLICE_SECONDS = 0.3
 PARKINGS = 3
+PATIENCE = 60  # seconds for one order
 REASON = "only {} MiB of memory are free"
 
 
@@ -54,13 +57,17 @@ class Parent:
             text=True,
         )
 
-    def ask(self, what: str, **more: float) -> Any:
+    def ask(self, what: str, **more: float | str) -> Any:
         """Its answer to an order; what went wrong it has said on stderr itself."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": what, **more}) + "\n")
             self._process.stdin.flush()
+            ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+            if not ready:
+                self._process.kill()
+                raise MeasureError(f"the Python program hung at {what!r}")
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -77,8 +84,9 @@ class Parent:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # the end of its orders is its end
-        self._process.__exit__(kind, value, traceback)
+        # the end of its orders is its end; an order that it did not take is lost with it
+        with suppress(BrokenPipeError):
+            self._process.__exit__(kind, value, traceback)
 
 
 def timed(case: ApiCase, user: str, name: str, took: list[int | None]) -> Result:
@@ -153,14 +161,36 @@ def run_pool(case: ApiCase, parent: Parent, user: str, quick: bool) -> list[Resu
     return results
 
 
-def run_rates(case: ApiCase, parent: Parent, user: str, quick: bool) -> list[Result]:
-    """So many at a time."""
+def run_rates(
+    case: ApiCase, everybody: list[Contender], setting: Setting, user: str, quick: bool
+) -> list[Result]:
+    """So many at a time, each contender in a program of its own; one that hangs has failed."""
     slices, seconds = (2, SLICE_SECONDS / 4) if quick else (SLICES, SLICE_SECONDS)
-    answer = parent.ask("rates", workers=case.amount, slices=slices, seconds=seconds)
-    results = [
-        Result(case.key, user, name, runs=int(runs), failed=0, per_second=runs / took)
-        for name, (runs, took) in answer.items()
-    ]
+    names = ["run(), threads", "run(), asyncio", "subprocess.run, nsrun"]
+    if any(contender.name == BASE and contender.path for contender in everybody):
+        names.append(API_BASE)
+    results = [Result(case.key, user, name, runs=0, failed=0) for name in names]
+    took = dict.fromkeys(names, 0.0)
+    with ExitStack() as stack:
+        parents = [stack.enter_context(Parent(everybody, setting, 20 * MIB)) for _ in names]
+        for _ in range(slices):
+            for result, parent in zip(results, parents, strict=True):
+                if result.failed:
+                    continue
+                name = result.contender
+                try:
+                    runs, slice_took = parent.ask(
+                        "rate", name=name, workers=case.amount, seconds=seconds
+                    )
+                except MeasureError as error:
+                    print(f"bench: {name}: {error}", file=sys.stderr)
+                    result.failed = 1
+                    continue
+                result.runs += runs
+                took[name] += slice_took
+    for result in results:
+        if not result.failed:
+            result.per_second = result.runs / took[result.contender]
     add_ratios(results, API_BASE)
     return results
 
@@ -181,7 +211,17 @@ def run_park(case: ApiCase, parent: Parent, user: str, quick: bool) -> list[Resu
     ]
 
 
-SMALL = {"pool": run_pool, "rates": run_rates, "park": run_park}
+SMALL = {"pool": run_pool, "park": run_park}
+
+
+@contextmanager
+def noted(cases: list[ApiCase], user: str, report: Report) -> Iterator[None]:
+    """Cases whose program came to an early end count as failed; the others go on."""
+    try:
+        yield
+    except MeasureError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        report.results += [Result(case.key, user, "the Python API", 1, 1) for case in cases]
 
 
 def run_api(
@@ -191,7 +231,7 @@ def run_api(
     quick: bool,
     report: Report,
 ) -> None:
-    """All of these cases, as each user; what failed is noted."""
+    """All of these cases, as each user."""
     paths = {contender.name: contender.path for contender in everybody}
     if paths["nsrun"] is None:
         return
@@ -199,10 +239,15 @@ def run_api(
         spawns = that_fit([case for case in chosen if case.kind == "spawn"], user, report)
         if spawns:
             print(f"Python, as {user} ...", file=sys.stderr)
-            report.results += run_spawns(spawns, everybody, setting, user, quick)
+            with noted(spawns, user, report):
+                report.results += run_spawns(spawns, everybody, setting, user, quick)
         for case in chosen:
-            if case.kind in SMALL:
-                print(f"{case.title}, as {user} ...", file=sys.stderr)
+            if case.kind == "spawn":
+                continue
+            print(f"{case.title}, as {user} ...", file=sys.stderr)
+            if case.kind == "rates":
+                report.results += run_rates(case, everybody, setting, user, quick)
+            else:
                 # a program of its own: what the last case left in it is no matter
-                with Parent(everybody, setting, 20 * MIB) as parent:
+                with noted([case], user, report), Parent(everybody, setting, 20 * MIB) as parent:
                     report.results += SMALL[case.kind](case, parent, user, quick)

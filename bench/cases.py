@@ -89,7 +89,10 @@ API_CASES = [
     ),
     ApiCase("parked", "memory of one parked sandbox", "park", 64),
 ]
-TITLES = {case.key: case.title for case in [*CASES, *API_CASES]}
+TITLES = {
+    **{case.key: case.title for case in CASES},
+    **{case.key: case.title for case in API_CASES},
+}
 
 
 def host_links() -> list[str]:

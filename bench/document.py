@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ def markdown(heads: list[str], rows: Rows) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def part(title: str, report: Report, wanted: Callable[[str], bool], picture: str) -> list[str]:
+def part(title: str, report: Report, keys: set[str], picture: str) -> list[str]:
     """A heading, pictures, and the rows of these cases."""
-    rows = [table.result_row(r) for r in report.results if wanted(r.case)]
+    rows = [table.result_row(r) for r in report.results if r.case in keys]
     if not rows:
         return []
     drawn = [name for name in chart.draw_all(report, "") if name.split("-")[0] in picture.split()]
@@ -48,14 +47,15 @@ def section(found: dict[str, Any]) -> str:
     if found["quick"]:
         lines += ["A quick run, with a tenth of the rounds.", ""]
     lines += ["### Targets", "", *markdown(table.VERDICT_HEADS, verdicts), ""]
-    lines += part("The command", report, KEYS.__contains__, "cases peers throughput")
+    lines += part("The command", report, KEYS, "cases peers throughput")
     for kind, title, picture in (
         ("spawn", "From Python", "python"),
         ("pool", "A pool", "pool"),
         ("rates", "Sandboxes a second, from Python", "rates"),
         ("park", "Memory of a parked sandbox", ""),
     ):
-        lines += part(title, report, lambda key, kind=kind: API_KEYS.get(key) == kind, picture)
+        keys = {key for key, its in API_KEYS.items() if its == kind}
+        lines += part(title, report, keys, picture)
     return "\n".join([*lines, END])
 
 

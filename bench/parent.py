@@ -274,25 +274,15 @@ async def rate_tasks(payload: list[str], workers: int, seconds: float) -> int:
     return sum(await asyncio.gather(*(loop() for _ in range(workers))))
 
 
-def run_rates(config: Config, workers: int, slices: int, seconds: float) -> dict[str, list[float]]:
-    """Runs, and the seconds that they took until nothing of them was left, by contender."""
-    payload = [config["true"]]
-    ways = spawners(config)
-    rates: dict[str, Callable[[], int]] = {
-        "run(), threads": lambda: rate_threads(ways["run()"], workers, seconds),
-        "run(), asyncio": lambda: asyncio.run(rate_tasks(payload, workers, seconds)),
-    }
-    for name in ("subprocess.run, nsrun", config["base"]):
-        if name in ways:
-            rates[name] = lambda way=ways[name]: rate_threads(way, workers, seconds)
-    sums = {name: [0.0, 0.0] for name in rates}
-    for _ in range(slices):
-        for name, rate in rates.items():
-            begin = time.perf_counter()
-            sums[name][0] += rate()
-            reap()
-            sums[name][1] += time.perf_counter() - begin
-    return sums
+def run_rate(config: Config, name: str, workers: int, seconds: float) -> list[float]:
+    """Runs, and the seconds that they took until nothing of them was left."""
+    begin = time.perf_counter()
+    if name == "run(), asyncio":
+        runs = asyncio.run(rate_tasks([config["true"]], workers, seconds))
+    else:
+        runs = rate_threads(spawners(config)[name.removesuffix(", threads")], workers, seconds)
+    reap()
+    return [runs, time.perf_counter() - begin]
 
 
 def offspring(pid: int) -> list[int]:
@@ -342,8 +332,8 @@ def obey(order: Config, config: Config) -> object:
             return timed(lambda: spawn_forked([config["true"]]))
         case "pool":
             return run_pool(config, order["rounds"], order["size"])
-        case "rates":
-            return run_rates(config, order["workers"], order["slices"], order["seconds"])
+        case "rate":
+            return run_rate(config, order["name"], order["workers"], order["seconds"])
         case "park":
             return park(order["count"])
     raise ValueError(order["do"])

@@ -265,3 +265,17 @@ def test_short_memory_is_said() -> None:
     (absence,) = report.absences
     assert absence.case == many.key
     assert "MiB of memory are free" in absence.reason
+
+
+def test_early_end_is_a_failure(
+    workspace: helpers.Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A measuring program that dies costs its own case, and the bench says that it failed."""
+    case = cases.API_CASES[0]
+    report = Report()
+    setting = setting_of(workspace, next(iter(USERS)))
+    everybody = contenders.find_all(workspace)
+    with api.noted([case], "user", report), api.Parent(everybody, setting, 0) as parent:
+        parent.ask("what it does not know")
+    assert [(r.case, r.failed) for r in report.results] == [(case.key, 1)]
+    assert "the Python program ended with 1 at 'what it does not know'" in capfd.readouterr().err
