@@ -35,9 +35,9 @@ from cowork_nsrun import (
     _native,
     aio,
     run,
-    settle,
 )
 from cowork_nsrun.plan import Extras
+from cowork_nsrun.teardown import teardown
 
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
@@ -83,7 +83,7 @@ def touch(size: int) -> mmap.mmap | None:
 
 def reap() -> None:
     """Nothing of what ran is left, so that none pays for the end of the one before."""
-    settle()
+    teardown().drain()
     while True:
         try:
             os.waitpid(-1, 0)
@@ -229,7 +229,7 @@ def run_pool(config: Config, rounds: int, size: int) -> dict[str, list[int | Non
         samples["core, to the exit message"] = core_sample
 
         def between() -> None:
-            settle()
+            teardown().drain()
             pool.wait_full()
             ones.prepare()
 
