@@ -239,6 +239,18 @@ class Plan:
         """Add to a list."""
         _check(lib.nsr_plan_add_word(self._plan, which, _raw(value)))
 
+    def add_words(self, which: Words, values: Sequence[str]) -> None:
+        """Add many at once."""
+        text = "".join([f"{value}\0" for value in values])
+        if text.count("\0") != len(values):
+            raise NsrunError("a NUL byte in a word", errno=errno.EINVAL)
+        raw = os.fsencode(text)
+        _check(lib.nsr_plan_add_words(self._plan, which, raw, len(raw)))
+
+    def clear(self, which: Words) -> None:
+        """Empty a list."""
+        _check(lib.nsr_plan_clear(self._plan, which))
+
     def add_op(self, op: Op) -> None:
         """Add a filesystem operation."""
         native = ffi.new("struct nsr_op *")

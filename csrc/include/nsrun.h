@@ -158,6 +158,10 @@ int nsr_plan_set_number(struct nsr_plan *plan, enum nsr_number which, int64_t va
 int nsr_plan_set_string(struct nsr_plan *plan, enum nsr_string which, const char *value);
 int nsr_plan_add_word(struct nsr_plan *plan, enum nsr_list which, const char *value);
 int nsr_plan_add_op(struct nsr_plan *plan, const struct nsr_op *op);
+/* Many at once: each of them ends with a NUL byte, and so does data. */
+int nsr_plan_add_words(struct nsr_plan *plan, enum nsr_list which, const char *data, uint64_t len);
+/* Take all words of a list away; -EINVAL. */
+int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which);
 int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len);
 /* By name, such as "nofile"; -EINVAL: there is no such limit. */
 int nsr_plan_add_rlimit(struct nsr_plan *plan, const char *name, uint64_t soft, uint64_t hard);
