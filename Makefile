@@ -9,7 +9,7 @@ CMD ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test bench check fuzz clean
+.PHONY: help build run test soak bench check fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ test: ## Run all tests
 	@scripts/setup test
 	@.venv/bin/pytest
 
+soak: ## Spawn 20000 sandboxes, or SPAWNS=n, and count what they leave
+	@scripts/setup test
+	@NSRUN_SOAK=$${SPAWNS:-20000} .venv/bin/pytest tests/soak
+
 bench: ## Compare with bwrap and others; writes docs/bench
 	@scripts/setup bench
 	@$(PYTHON) -m bench
@@ -38,7 +42,7 @@ check: ## Lint, formatting, types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
-	@.venv/bin/mypy tests/python examples/*.py
+	@.venv/bin/mypy tests/python tests/soak examples/*.py
 	@shellcheck scripts/setup fuzz/run .ci/run
 
 fuzz: ## Fuzz the parser and the reader of plans, FUZZ_ARGS="--time 600" for longer
