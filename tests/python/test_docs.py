@@ -192,7 +192,8 @@ def test_tutorial_begins_with_ten_lines() -> None:
     assert len(tutorial()) >= 9
     first = tutorial()[0].strip().splitlines()
     assert len([line for line in first if line]) <= 10
-    assert "timeout=" in first[4] + first[3] and ".limit(" in first[2] + first[1]
+    assert "timeout=" in first[4] + first[3]
+    assert ".limit(" in first[2] + first[1]
 
 
 def test_files_that_the_documents_name_exist() -> None:

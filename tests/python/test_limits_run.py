@@ -108,7 +108,7 @@ def test_a_failure_of_its_own_is_just_that(as_user: AsUser) -> None:
     assert as_user(lambda: run(["false"], spec)).ending == Ending.EXITED
 
 
-RLIMITS = {
+RLIMITS: dict[str, tuple[Any, list[str], bytes]] = {
     "address_space": ("64M", ["sh", "-c", "ulimit -v"], b"65536\n"),
     "cpu_seconds": (7, ["sh", "-c", "ulimit -t"], b"7\n"),
     "file_size": ("1M", ["sh", "-c", "ulimit -f"], b"2048\n"),
@@ -159,7 +159,7 @@ def test_memory_can_t_be_had_by_the_unprivileged(in_child: AsUser) -> None:
         found: list[Any] = []
         for changes in ({"memory": "64M"}, {"cpu": 0.5}):
             with pytest.raises(LimitError) as caught:
-                run(["true"], MINIMAL.limit(**changes))  # type: ignore[arg-type]
+                run(["true"], MINIMAL.limit(**changes))
             found.append(caught.value.limit)
         best = run(["true"], MINIMAL.limit(memory="64M", cpu=0.5, best_effort=True))
         found += [best.returncode, dict(best.limits)]

@@ -23,7 +23,7 @@ from cowork_nsrun import PIPE, NsrunError, Pool, Sandbox, TimeoutExpired, popen,
 from cowork_nsrun.enforce import shared_cgroups
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
-from leftovers import census  # noqa: E402 - of the other directory
+from leftovers import census
 
 SPAWNS = int(os.environ.get("NSRUN_SOAK", "600"))
 WORKERS = 6
@@ -50,7 +50,8 @@ class Kinds:
     def popen(self) -> None:
         """A conversation."""
         with popen(["cat"], MINIMAL, stdin=PIPE, stdout=PIPE) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(b"line\n")
             process.stdin.flush()
             assert process.stdout.readline() == b"line\n"
