@@ -13,11 +13,11 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import SIGNAL_BASE, Handle, start
+from cowork_nsrun.handle import SIGNAL_BASE, SIGNALS, Handle, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import (
     Argv,
@@ -39,6 +39,9 @@ class AsyncRunOptions(CommandOptions, total=False):
     input: bytes | None
     capture: bool
 
+
+if TYPE_CHECKING:
+    from cowork_nsrun.policy.gate import OnDecision
 
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 
@@ -271,7 +274,7 @@ class AsyncProcess:
         return Result(
             self.argv,
             code,
-            number if number in signal.valid_signals() else None,
+            number if number in SIGNALS else None,
             stdout,
             stderr,
             Timings(self._handle.spawn_ns, self._total_ns),
@@ -358,6 +361,7 @@ async def popen(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
 ) -> AsyncProcess:
     """Start a command in a sandbox; returns once it runs.
 
@@ -373,7 +377,7 @@ async def popen(
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 
     try:
-        handle, plan = _start(spec, ends, prepare)
+        handle, plan = _start(spec, ends, prepare, on_egress)
     except BaseException:
         ends.close()
         raise
@@ -390,8 +394,13 @@ async def popen(
     return process
 
 
-def _start(spec: Sandbox, ends: Ends, prepare: Callable[[Enforced], Plan]) -> tuple[Handle, Plan]:
-    enforced = enforce(spec)
+def _start(
+    spec: Sandbox,
+    ends: Ends,
+    prepare: Callable[[Enforced], Plan],
+    on_egress: OnDecision | None,
+) -> tuple[Handle, Plan]:
+    enforced = enforce(spec, on_egress)
     try:
         plan = prepare(enforced)
     except BaseException:
@@ -409,6 +418,7 @@ async def run(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
 ) -> Result[bytes]:
     """Run a command in a sandbox, to its end; cancelled, it kills everything first.
 
@@ -426,6 +436,7 @@ async def run(
         stderr=output,
         cwd=cwd,
         env=env,
+        on_egress=on_egress,
     )
     async with process:
         whole = asyncio.ensure_future(process.communicate(input))

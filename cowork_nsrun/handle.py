@@ -17,15 +17,16 @@ from enum import StrEnum
 from cowork_nsrun import _native
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
+from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.program import find_program
+from cowork_nsrun.runner import IN_PROCESS, begin
 from cowork_nsrun.teardown import teardown
 
 log = logging.getLogger(__name__)
 
 SIGNAL_BASE = 128
-IN_PROCESS = "namespaces"
-BY_PROGRAM = "namespaces (nsrun program)"
+# asked for once: each answer is a new set of enumeration members
+SIGNALS = frozenset(signal.valid_signals())
 LONGEST_POLL = 86400.0  # seconds; poll(2) counts milliseconds in an int
 
 Stdio = tuple[int, int, int]
@@ -66,15 +67,24 @@ NO_USAGE = Usage(0, None)
 
 @dataclass(frozen=True, slots=True)
 class Enforcement:
-    """The limits of one sandbox as they are held.
+    """What a sandbox has outside: its limits as they are held, and its way out.
 
     Attributes:
         held: limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NPROC``.
         cgroup: what holds those that concern all processes together.
+        outlet: its way out, if it has one.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
     cgroup: Cgroup | None = None
+    outlet: Outlet | None = None
+
+    def give_back(self) -> None:
+        """Nothing runs in it."""
+        if self.cgroup is not None:
+            self.cgroup.close()
+        if self.outlet is not None:
+            self.outlet.close()
 
 
 @dataclass(slots=True)
@@ -110,6 +120,11 @@ class Handle:
         _living.add(self)
 
     # --- what is known ------------------------------------------------------------------
+
+    @property
+    def outlet(self) -> Outlet | None:
+        """Its way out."""
+        return self._enforcement.outlet
 
     @property
     def held(self) -> Mapping[str, str]:
@@ -162,7 +177,7 @@ class Handle:
         if code and usage.pids_refused:
             return Ending.OUT_OF_PIDS
         number = code - SIGNAL_BASE
-        return Ending.SIGNALED if number in signal.valid_signals() else Ending.EXITED
+        return Ending.SIGNALED if number in SIGNALS else Ending.EXITED
 
     def _check_owner(self) -> None:
         if not self.is_ours():
@@ -262,6 +277,8 @@ class Handle:
                 used.oom_kills,
                 used.pids_refused,
             )
+        if self._enforcement.outlet is not None:
+            self._enforcement.outlet.close()
         self._outcome.gone = True
 
     # --- waiting --------------------------------------------------------------------------
@@ -415,24 +432,20 @@ def seconds_left(deadline: float | None) -> float | None:
 
 
 def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
-    """Start a plan: in process where that is possible, else by the nsrun program.
+    """Start a plan by whoever may; see :mod:`cowork_nsrun.runner`.
 
     Raises:
-        NsrunError: it can't be started; the cgroup is closed then.
+        NsrunError: it can't be started; what it has outside is given back then.
     """
     teardown().sweep()
-    child = _native.Child()
-    backend = IN_PROCESS
+    child: _native.Child | None = None
     try:
-        try:
-            child.start(plan.native, stdio)
-        except _native.NeedsProgram as reason:
-            log.debug("not in process: %s", reason)
-            backend = BY_PROGRAM
-            child.start_program(plan.native, find_program(), stdio)
+        child, backend = begin(plan, stdio)
+        if enforcement.outlet is not None:
+            enforcement.outlet.open()
         return Handle(child, enforcement, backend)
     except BaseException:
-        child.close()
-        if enforcement.cgroup is not None:
-            enforcement.cgroup.close()
+        if child is not None:
+            child.close()
+        enforcement.give_back()
         raise

@@ -140,7 +140,8 @@ class Plan:
             native.set_string(String.CHDIR, directory)
         native.set_number(Number.UNSHARE, sum(_CLONE[name] for name in spec.unshare))
         native.set_number(Number.FLAGS, _flags(spec) | _compile_caps(native, spec))
-        for program in spec.seccomp:
+        profile = _native.seccomp_profile(spec.seccomp_profile).bpf
+        for program in (profile, *spec.seccomp) if profile else spec.seccomp:
             native.add_seccomp(program)
         Extras(rlimits=spec.limits.rlimits).apply(native)
         if spec.timeout is not None and Namespace.PID in spec.unshare:
@@ -296,6 +297,11 @@ def _environment(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]
                 raise SpecError("env", f"{name!r} can't be set to {value!r}")
         return dict(env)
     result = {} if spec.clear_env else dict(os.environ)
+    if spec.egress is not None:
+        # late, since most sandboxes have none of it and it takes a while
+        from cowork_nsrun.policy.environment import environment  # noqa: PLC0415
+
+        result |= environment()
     for name, new in spec.environment:
         if new is None:
             result.pop(name, None)

@@ -23,6 +23,7 @@ from typing import (
     Self,
     TypedDict,
     Unpack,
+    get_args,
     overload,
 )
 
@@ -31,6 +32,7 @@ from cowork_nsrun.errors import SpecError
 if TYPE_CHECKING:
     # what runs a spec is imported by the methods that do: a spec alone is a value
     from cowork_nsrun.aio import AsyncPopenOptions, AsyncProcess, AsyncRunOptions
+    from cowork_nsrun.policy.rules import EgressRules
     from cowork_nsrun.pool import Pool
     from cowork_nsrun.process import Argv, PopenOptions, Process, Result, RunOptions
 
@@ -529,6 +531,53 @@ class Limits:
         return {name: value for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Egress:
+    """What a sandbox without a network may reach, through a proxy outside.
+
+    A rule is a name, ``*.suffix``, an address or a network, with a port or a range of ports
+    behind a colon if it is to hold for those alone: ``pypi.org:443``.
+
+    Attributes:
+        allow: what may be reached; nothing else may.
+        deny: what may not, even if ``allow`` has it.
+        allow_private: names in ``allow`` may lead to private and loopback addresses.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("allow", "deny"):
+            values: object = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Collection):
+                raise _refuse(self, name, f"a collection of rules is wanted, not {values!r}")
+            for value in values:
+                _check_text(self, name, value)
+            _set(self, name, tuple(values))
+        _check_bool(self, "allow_private")
+        self.rules()
+
+    def rules(self) -> EgressRules:
+        """The rules as the proxy reads them.
+
+        Raises:
+            SpecError: a rule that can't be, named.
+        """
+        # late, since most sandboxes have none of it and it takes a while
+        from cowork_nsrun.policy.rules import EgressRules, Rule  # noqa: PLC0415
+
+        side = "allow"
+        try:
+            allow = [Rule(text, allow_private=self.allow_private) for text in self.allow]
+            side = "deny"
+            deny = [Rule(text) for text in self.deny]
+        except SpecError as error:
+            raise _refuse(self, side, error.problem) from None
+        return EgressRules(allow=allow, deny=deny)
+
+
 class LimitChanges(TypedDict, total=False):
     """What :meth:`Sandbox.limit` takes: the fields of :class:`Limits`."""
 
@@ -546,6 +595,9 @@ class LimitChanges(TypedDict, total=False):
     cpu_seconds: int | None
     best_effort: bool
 
+
+# the built-in lists of what the kernel refuses, as the core names them
+SeccompProfile = Literal["default", "nesting", "strict", "none"]
 
 # every namespace that "--unshare-all" takes without "if possible"
 _ALL = frozenset({Namespace.IPC, Namespace.PID, Namespace.NET, Namespace.UTS})
@@ -594,13 +646,18 @@ class Sandbox:
         environment: what is then set, or, with None, removed.
         caps_add: names of capabilities to grant, such as ``cap_net_raw``, or ``ALL``.
         caps_drop: those to take away; a name is in one of both.
-        seccomp: BPF programs to load just before the command starts.
+        seccomp_profile: a built-in list of what the kernel refuses to the command:
+            ``default``, ``nesting`` (for commands that bring a sandbox of their own),
+            ``strict`` or ``none``; see docs/hardening.md.
+        seccomp: BPF programs to load after it, just before the command starts.
         new_session: leave the terminal's session, so that nothing can be typed into it.
         die_with_parent: the sandbox ends with the program that started it.
         as_pid_1: the command itself is pid 1 inside; needs PID in ``unshare``.
         close_fds: the command gets stdin, stdout and stderr only.
         lock_files: files inside to hold a read lock on while the sandbox runs.
         limits: how much the command may use.
+        egress: what may be reached through a proxy outside; needs NET in ``unshare``.
+            Programs find it by the standard variables, which are set inside.
         timeout: seconds of the whole life of a command, after which everything in the
             sandbox is killed; None is no end.
     """
@@ -617,6 +674,7 @@ class Sandbox:
     environment: tuple[tuple[str, str | None], ...] = ()
     caps_add: frozenset[str] = frozenset()
     caps_drop: frozenset[str] = frozenset()
+    seccomp_profile: SeccompProfile = "none"
     seccomp: tuple[bytes, ...] = field(default=(), repr=False)
     new_session: bool = False
     die_with_parent: bool = False
@@ -624,6 +682,7 @@ class Sandbox:
     close_fds: bool = True
     lock_files: tuple[str, ...] = ()
     limits: Limits = Limits()
+    egress: Egress | None = None
     timeout: Annotated[float, Range(0, TIMEOUT_MAX)] | None = None
 
     def __post_init__(self) -> None:
@@ -706,6 +765,10 @@ class Sandbox:
         both = self.caps_add & self.caps_drop
         if both:
             raise _refuse(self, "caps_drop", f"{min(both)} is in caps_add too")
+        if self.seccomp_profile not in get_args(SeccompProfile):
+            known = ", ".join(get_args(SeccompProfile))
+            problem = f"{self.seccomp_profile!r} is unknown; there are: {known}"
+            raise _refuse(self, "seccomp_profile", problem)
         if isinstance(self.seccomp, bytes) or not isinstance(self.seccomp, Sequence):
             raise _refuse(self, "seccomp", "a sequence of programs is wanted")
         for program in self.seccomp:
@@ -718,6 +781,8 @@ class Sandbox:
     def _check_use(self) -> None:
         if not isinstance(self.limits, Limits):
             raise _refuse(self, "limits", f"Limits(...) is wanted, not {self.limits!r}")
+        if self.egress is not None and Namespace.NET not in self.unshare:
+            raise _refuse(self, "egress", "needs 'net' in unshare")
         if self.timeout is not None:
             _check_real(self, "timeout", 0, TIMEOUT_MAX)
             if self.timeout == 0:
@@ -730,8 +795,8 @@ class Sandbox:
         """The system's programs, read-only, and nothing else of the host.
 
         /usr and the public part of /etc; new /dev, /proc and /tmp; every namespace of
-        its own, so no network and no host processes; no capabilities; an environment of
-        PATH, HOME, LANG and TERM alone.
+        its own, so no network and no host processes; no capabilities; the default seccomp
+        profile; an environment of PATH, HOME, LANG and TERM alone.
         """
         kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
         etc = (f"/etc/{name}" for name in _PUBLIC_ETC)
@@ -754,6 +819,7 @@ class Sandbox:
             clear_env=True,
             environment=(("PATH", _PATH), ("HOME", "/home/user"), *kept.items()),
             caps_drop=frozenset({"all"}),
+            seccomp_profile="default",
             new_session=True,
             die_with_parent=True,
         )
@@ -785,7 +851,8 @@ class Sandbox:
         """The sandbox of a Cowork session: bwrap's command line there, as a value.
 
         The system read-only, an empty home, and the user's folders below
-        ``/sessions/SESSION/mnt``.  Host network; own processes.
+        ``/sessions/SESSION/mnt``.  Host network; own processes; a seccomp profile that
+        lets the session's program make sandboxes of its own.
 
         Arguments:
             session: name of the session.
@@ -832,6 +899,7 @@ class Sandbox:
             ),
             unshare=frozenset({Namespace.PID}),
             cwd=f"{root}/mnt/{shown[0]}" if shown else f"{root}/mnt",
+            seccomp_profile="nesting",
             new_session=True,
             die_with_parent=True,
         )
@@ -914,12 +982,35 @@ class Sandbox:
         pairs = (*self.environment, *(changes or {}).items(), *more.items())
         return replace(self, environment=pairs)
 
+    def harden(self, profile: SeccompProfile = "default") -> Self:
+        """A copy with that seccomp profile; ``none`` takes it away."""
+        return replace(self, seccomp_profile=profile)
+
     def network(self, mode: Literal["none", "host"]) -> Self:
         """A copy with no network but an own loopback device, or with the host's."""
         if mode not in {"none", "host"}:
             raise SpecError("mode", f"'none' or 'host' is wanted, not {mode!r}")
         net = {Namespace.NET}
-        return replace(self, unshare=self.unshare | net if mode == "none" else self.unshare - net)
+        unshare = self.unshare | net if mode == "none" else self.unshare - net
+        return replace(self, unshare=unshare, egress=None)
+
+    def allow_hosts(
+        self, *allow: str, deny: Collection[str] = (), allow_private: bool = False
+    ) -> Self:
+        """A copy with no network but a proxy that lets these hosts be reached.
+
+        Further calls add to the rules; see :class:`Egress`.
+
+        >>> Sandbox.minimal().allow_hosts("pypi.org:443", "*.pythonhosted.org").egress.allow
+        ('pypi.org:443', '*.pythonhosted.org')
+        """
+        before = self.egress or Egress()
+        egress = Egress(
+            allow=(*before.allow, *allow),
+            deny=(*before.deny, *deny),
+            allow_private=before.allow_private or allow_private,
+        )
+        return replace(self, unshare=self.unshare | {Namespace.NET}, egress=egress)
 
     # --- commands in it -----------------------------------------------------------------
 

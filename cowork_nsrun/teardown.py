@@ -16,6 +16,7 @@ from functools import cache
 from cowork_nsrun import _native
 
 PATIENCE = 0.05
+IDLE = 2.0
 
 
 class Teardown:
@@ -27,8 +28,9 @@ class Teardown:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._ending: deque[_native.Child] = deque()
+        self._closing = 0
         self._thread: threading.Thread | None = None
-        self._hurry = False
+        self._stopping = False
 
     def add(self, child: _native.Child) -> None:
         """Give it back soon."""
@@ -55,30 +57,55 @@ class Teardown:
                 self._ending.popleft()
 
     def _work(self) -> None:
-        while True:
+        """Look now and then: whoever starts the next one gives the last one back for less."""
+        idle = 0.0
+        while idle < IDLE:
             with self._lock:
-                if not self._hurry:
-                    # the next start gives it back for less
+                if not self._stopping:
                     self._changed.wait(PATIENCE)
-                if not self._ending:
-                    self._thread = None
-                    return
-                child = self._ending.popleft()
+                if self._stopping:
+                    break
+            idle = 0.0 if self._close_one() else idle + PATIENCE
+        with self._lock:
+            self._thread = None
+
+    def _close_one(self) -> bool:
+        with self._lock:
+            if not self._ending:
+                return False
+            child = self._ending.popleft()
+            self._closing += 1
+        try:
             child.close()
+        finally:
+            with self._lock:
+                self._closing -= 1
+                self._changed.notify_all()
+        return True
+
+    def drain(self) -> None:
+        """Wait until nothing is left."""
+        while self._close_one():
+            pass
+        with self._lock:
+            while self._closing:
+                self._changed.wait()
 
     def settle(self) -> None:
-        """Wait until nothing is left."""
+        """Wait until nothing is left, the thread included."""
+        self.drain()
         with self._lock:
             thread = self._thread
-            self._hurry = True
+            self._stopping = True
             self._changed.notify_all()
-        if thread is not None:
-            thread.join()
-        with self._lock:
-            self._hurry = False
-            # an interrupt may have kept the thread from being started
-            while self._ending:
-                self._ending.popleft().close()
+        try:
+            if thread is not None:
+                thread.join()
+        finally:
+            with self._lock:
+                self._stopping = False
+        # an interrupt, or another thread, may have left something meanwhile
+        self.drain()
 
     def forget(self) -> None:
         """In a forked copy of the process: these are not ours."""

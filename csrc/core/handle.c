@@ -204,13 +204,13 @@ static int first_pidfd(const struct nsr_child *child)
 	return child->inner_pidfd >= 0 ? child->inner_pidfd : child->pidfd;
 }
 
-/* Pid 1 sends it to all, unless a user's filter may forbid it that. */
+/* Pid 1 sends it to all, unless a filter that isn't ours may forbid it that. */
 static int can_ask_reaper(const struct nsr_child *child, const struct nsr_ctx *ctx)
 {
 	const int64_t *n = ctx->plan->number;
 
 	return child->life_fd >= 0 && n[NSR_UNSHARE] & NSR_CLONE_NEWPID &&
-	       !(n[NSR_FLAGS] & NSR_AS_PID_1) && !ctx->plan->n_seccomp && n[NSR_SECCOMP_FD] == -1;
+	       !(n[NSR_FLAGS] & NSR_AS_PID_1) && nsr_plan_seccomp_is_ours(ctx->plan);
 }
 
 static int signal_payload(struct nsr_child *child, const struct nsr_ctx *ctx, int signal_number)

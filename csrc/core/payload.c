@@ -58,11 +58,11 @@ int nsr_seccomp_read(struct nsr_ctx *ctx)
 		return nsr_fail(ctx, NSR_STEP_SECCOMP_EINVAL, 0);
 	if (ctx->bpf_len % sizeof(struct nsr_sock_filter))
 		return nsr_fail(ctx, NSR_STEP_SECCOMP_SIZE, 0);
-	ctx->fprogs[0] = (struct nsr_sock_fprog){
+	/* there is room for it behind those of the plan */
+	ctx->fprogs[ctx->n_fprogs++] = (struct nsr_sock_fprog){
 		(unsigned short)(ctx->bpf_len / sizeof(struct nsr_sock_filter)),
 		(const struct nsr_sock_filter *)(const void *)ctx->cold->bpf,
 	};
-	ctx->n_fprogs = 1;
 	return 0;
 }
 

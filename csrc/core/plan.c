@@ -173,6 +173,23 @@ int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len
 	return 0;
 }
 
+int nsr_plan_set_seccomp_profile(struct nsr_plan *plan, const struct nsr_seccomp_profile *profile)
+{
+	struct nsr_blob *grown;
+
+	if (!profile->bpf)
+		return 0;
+	grown = nsr_plan_grow(plan, plan->seccomp, plan->n_seccomp, &plan->cap_seccomp,
+			      sizeof(*plan->seccomp));
+	if (!grown)
+		return -ENOMEM;
+	memmove(grown + 1, grown, plan->n_seccomp * sizeof(*grown));
+	grown[0] = (struct nsr_blob){ profile->bpf, profile->len };
+	plan->seccomp = grown;
+	plan->n_seccomp++;
+	return 0;
+}
+
 int nsr_plan_add_rlimit(struct nsr_plan *plan, const char *name, uint64_t soft, uint64_t hard)
 {
 	int resource = nsr_rlimit_number(name, strlen(name));

@@ -154,6 +154,7 @@ struct nsr_ctx {
 	int made;                   /* the last target: it is no mount's root */
 	int stacked;                /* our mounts on "/", the new root among them */
 	int op;                     /* index of the running operation, -1: none */
+	int may_try_others;         /* the monitor may yet probe a set-user-id bwrap */
 	int legacy_mounts;          /* the new mount API is refused here */
 	size_t mountinfo_len;
 	int old_umask;

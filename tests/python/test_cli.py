@@ -108,7 +108,11 @@ def test_timeout(nsrun: Cli) -> None:
         (["run", "--no-such"], 2, "unrecognized arguments: --no-such"),
         (["run"], 2, "a command is missing"),
         (["run", "--env", "A", "--", "true"], 2, "NAME=VALUE is wanted, not 'A'"),
-        (["frobnicate"], 2, "nsrun: frobnicate: unknown; there are: run, profile, version\n"),
+        (
+            ["frobnicate"],
+            2,
+            "nsrun: frobnicate: unknown; there are: run, doctor, profile, version\n",
+        ),
     ],
 )
 def test_mistakes_are_named(nsrun: Cli, words: list[str], status: int, text: str) -> None:
@@ -347,19 +351,19 @@ def read_until(fd: int, wanted: bytes) -> bytes:
 
 def test_pty_is_like_a_terminal_of_one_s_own(terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
-    before = termios.tcgetattr(theirs)
-    script = "stty size; echo ready; trap 'echo interrupted; exit 9' INT; sleep 1000 & wait"
+    before = termios.tcgetattr(ours)
+    script = "trap 'echo interrupted; exit 9' INT; stty size; echo ready; sleep 1000 & wait"
     words = [find_program(), "run", "--pty", "--quiet", "--", "sh", "-c", script]
     process = subprocess.Popen(
         words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
+    os.close(theirs)
     said = read_until(ours, b"ready\r\n")
     assert b"30 100\r\n" in said
     os.write(ours, b"\x03")
     assert b"interrupted\r\n" in read_until(ours, b"interrupted\r\n")
     assert process.wait() == 9
-    assert termios.tcgetattr(theirs) == before
-    os.close(theirs)
+    assert termios.tcgetattr(ours) == before
 
 
 def test_pty_follows_the_size_of_the_window(terminal: tuple[int, int]) -> None:
