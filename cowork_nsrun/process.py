@@ -142,7 +142,6 @@ class Process(Generic[Output]):
         timeout: float | None,
         begin: int,
     ) -> None:
-        self._handle = handle
         self._text = text
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._begin = begin
@@ -156,6 +155,8 @@ class Process(Generic[Output]):
         self.stderr = self._file(ours.get("stderr"), "r")
         terminal = ours.get("terminal")
         self.terminal = terminal if isinstance(terminal, Terminal) else None
+        # last: without it there is nothing to close
+        self._handle = handle
 
     def _file(self, raw: Ours | None, mode: str) -> IO[Any] | None:
         if raw is None:
@@ -401,7 +402,12 @@ class Process(Generic[Output]):
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
         if handle is not None and not handle.ended and handle.is_ours():
-            warnings.warn(f"{self!r} was dropped: it is killed", ResourceWarning, 2, source=self)
+            try:
+                text = f"{self!r} was dropped: it is killed"
+                warnings.warn(text, ResourceWarning, 2, source=self)
+            finally:
+                # whoever records the warning keeps this object
+                self.close()
 
 
 def _open_ones(files: tuple[IO[Any] | Terminal | None, ...]) -> list[IO[Any] | Terminal]:

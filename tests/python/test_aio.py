@@ -51,7 +51,8 @@ def test_run(as_user: AsUser) -> None:
 def test_streams_are_asyncio_s(as_user: AsUser) -> None:
     async def work() -> list[Any]:
         async with await MINIMAL.apopen(["cat"], stdin=PIPE, stdout=PIPE) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(b"one\n")
             first = await process.stdout.readline()
             process.stdin.write(b"two\n")
@@ -150,7 +151,7 @@ def test_timeouts(as_user: AsUser, marker: str) -> None:
 def test_end_in_time_is_no_timeout() -> None:
     async def work() -> Ending:
         async with await aio.popen(["true"], MINIMAL, timeout=0.2) as process:
-            time.sleep(0.4)  # noqa: ASYNC251 - a loop that is held up
+            time.sleep(0.4)
             await process.wait()
             return process.result().ending
 

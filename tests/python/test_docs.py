@@ -175,6 +175,27 @@ def test_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         exec(compile(block, "README.md", "exec"), {})
 
 
+def tutorial() -> list[str]:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.mark.parametrize("number", range(len(tutorial())))
+def test_tutorial_s_python_runs(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(tutorial()[number], "tutorial.md", "exec"), {})
+
+
+def test_tutorial_begins_with_ten_lines() -> None:
+    assert len(tutorial()) >= 9
+    first = tutorial()[0].strip().splitlines()
+    assert len([line for line in first if line]) <= 10
+    assert "timeout=" in first[4] + first[3]
+    assert ".limit(" in first[2] + first[1]
+
+
 def test_files_that_the_documents_name_exist() -> None:
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
