@@ -19,6 +19,7 @@ from cowork_nsrun.spec import (
     Chmod,
     Dev,
     Dir,
+    Egress,
     File,
     Limits,
     Mqueue,
@@ -32,11 +33,15 @@ from cowork_nsrun.spec import (
     Tmpfs,
     TmpOverlay,
 )
+from cowork_nsrun.streams import DEVNULL, PIPE, STDOUT
 from cowork_nsrun.teardown import settle
 
 __version__ = _version()
 
 __all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
     "Bind",
     "BindData",
     "BindFd",
@@ -44,6 +49,7 @@ __all__ = [
     "CommandError",
     "Dev",
     "Dir",
+    "Egress",
     "Ending",
     "File",
     "LimitError",

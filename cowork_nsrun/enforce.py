@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cowork_nsrun._native import Number
 from cowork_nsrun.denies import hold_names
 from cowork_nsrun.errors import SpecError
 from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, LimitError
+from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.spec import (
     LIMITS,
     Bind,
@@ -25,6 +28,9 @@ from cowork_nsrun.spec import (
     Sandbox,
     Tmpfs,
 )
+
+if TYPE_CHECKING:
+    from cowork_nsrun.policy.gate import OnDecision
 
 log = logging.getLogger(__name__)
 
@@ -53,37 +59,41 @@ class Enforced:
         cgroup = self.enforcement.cgroup
         return () if cgroup is None else cgroup.inner
 
+    @property
+    def numbers(self) -> dict[Number, int]:
+        """Numbers of the plan that they need."""
+        outlet = self.enforcement.outlet
+        return {} if outlet is None else {Number.LISTEN_FD: outlet.fd}
+
     def give_back(self) -> None:
         """Nothing was started."""
         self.enforcement.give_back()
 
 
-def enforce(spec: Sandbox) -> Enforced:
-    """Make what has to be there as long as the sandbox: its cgroup, its placeholders.
+def enforce(spec: Sandbox, on_decision: OnDecision | None = None) -> Enforced:
+    """Make what a spec needs outside: the cgroup of its limits, its way out, its placeholders.
+
+    Arguments:
+        on_decision: is told what the proxy allows and refuses, in a thread of its own.
 
     Raises:
         LimitError: a limit can't be had, and the spec does not say ``best_effort``.
-        SpecError: a denial that can't be kept.
-        NsrunError: a placeholder can't be made.
     """
-    enforced = _enforce_limits(spec)
+    enforced = _limit(spec)
     try:
         placeholders = hold_names(spec)
+        enforcement = replace(enforced.enforcement, placeholders=placeholders)
+        enforced = replace(enforced, enforcement=enforcement)
+        if spec.egress is None:
+            return enforced
+        outlet = Outlet(spec.egress, on_decision)
     except BaseException:
         enforced.give_back()
         raise
-    if placeholders is None:
-        return enforced
-    enforcement = replace(enforced.enforcement, placeholders=placeholders)
-    return replace(enforced, enforcement=enforcement)
+    return replace(enforced, enforcement=replace(enforced.enforcement, outlet=outlet))
 
 
-def _enforce_limits(spec: Sandbox) -> Enforced:
-    """Make the cgroup that a spec's limits need.
-
-    Raises:
-        LimitError: a limit can't be had, and the spec does not say ``best_effort``.
-    """
+def _limit(spec: Sandbox) -> Enforced:
     held = {
         name: str(LIMITS[name].rlimit)
         for name in LIMITS

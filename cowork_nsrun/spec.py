@@ -14,9 +14,27 @@ from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    TypedDict,
+    Unpack,
+    get_args,
+    overload,
+)
 
 from cowork_nsrun.errors import SpecError
+
+if TYPE_CHECKING:
+    # what runs a spec is imported by the methods that do: a spec alone is a value
+    from cowork_nsrun.aio import AsyncPopenOptions, AsyncProcess, AsyncRunOptions
+    from cowork_nsrun.policy.rules import EgressRules
+    from cowork_nsrun.pool import Pool
+    from cowork_nsrun.process import Argv, PopenOptions, Process, Result, RunOptions
 
 PATH_MAX = 4096
 MODE_MAX = 0o7777
@@ -515,6 +533,53 @@ class Limits:
         return {name: value for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Egress:
+    """What a sandbox without a network may reach, through a proxy outside.
+
+    A rule is a name, ``*.suffix``, an address or a network, with a port or a range of ports
+    behind a colon if it is to hold for those alone: ``pypi.org:443``.
+
+    Attributes:
+        allow: what may be reached; nothing else may.
+        deny: what may not, even if ``allow`` has it.
+        allow_private: names in ``allow`` may lead to private and loopback addresses.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("allow", "deny"):
+            values: object = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Collection):
+                raise _refuse(self, name, f"a collection of rules is wanted, not {values!r}")
+            for value in values:
+                _check_text(self, name, value)
+            _set(self, name, tuple(values))
+        _check_bool(self, "allow_private")
+        self.rules()
+
+    def rules(self) -> EgressRules:
+        """The rules as the proxy reads them.
+
+        Raises:
+            SpecError: a rule that can't be, named.
+        """
+        # late, since most sandboxes have none of it and it takes a while
+        from cowork_nsrun.policy.rules import EgressRules, Rule  # noqa: PLC0415
+
+        side = "allow"
+        try:
+            allow = [Rule(text, allow_private=self.allow_private) for text in self.allow]
+            side = "deny"
+            deny = [Rule(text) for text in self.deny]
+        except SpecError as error:
+            raise _refuse(self, side, error.problem) from None
+        return EgressRules(allow=allow, deny=deny)
+
+
 class LimitChanges(TypedDict, total=False):
     """What :meth:`Sandbox.limit` takes: the fields of :class:`Limits`."""
 
@@ -543,6 +608,9 @@ PROTECTED = (
     ".claude/settings.json", ".claude/settings.local.json", ".claude/commands", ".claude/agents",
     ".mcp.json", ".cursor", ".ripgreprc",
 )  # fmt: skip
+
+# the built-in lists of what the kernel refuses, as the core names them
+SeccompProfile = Literal["default", "nesting", "strict", "none"]
 
 # every namespace that "--unshare-all" takes without "if possible"
 _ALL = frozenset({Namespace.IPC, Namespace.PID, Namespace.NET, Namespace.UTS})
@@ -600,7 +668,6 @@ class Sandbox:
         environment: what is then set, or, with None, removed.
         caps_add: names of capabilities to grant, such as ``cap_net_raw``, or ``ALL``.
         caps_drop: those to take away; a name is in one of both.
-        seccomp: BPF programs to load just before the command starts.
         landlock: landlock(7) behind the mounts: what they don't make writable can't be
             written even if they fail.  Forbids mount(2) inside, so sandboxes in it.
         tcp_connect: ports that TCP may connect to; empty for none, None for any.  Needs
@@ -613,12 +680,18 @@ class Sandbox:
             Landlock and seccomp), or ``unconfined`` (the host, and nothing else).
         private_tmp: on the host, a temporary directory of its own, named by TMPDIR and
             removed at the end.
+        seccomp_profile: a built-in list of what the kernel refuses to the command:
+            ``default``, ``nesting`` (for commands that bring a sandbox of their own),
+            ``strict`` or ``none``; see docs/hardening.md.
+        seccomp: BPF programs to load after it, just before the command starts.
         new_session: leave the terminal's session, so that nothing can be typed into it.
         die_with_parent: the sandbox ends with the program that started it.
         as_pid_1: the command itself is pid 1 inside; needs PID in ``unshare``.
         close_fds: the command gets stdin, stdout and stderr only.
         lock_files: files inside to hold a read lock on while the sandbox runs.
         limits: how much the command may use.
+        egress: what may be reached through a proxy outside; needs NET in ``unshare``.
+            Programs find it by the standard variables, which are set inside.
         timeout: seconds of the whole life of a command, after which everything in the
             sandbox is killed; None is no end.
     """
@@ -635,6 +708,7 @@ class Sandbox:
     environment: tuple[tuple[str, str | None], ...] = ()
     caps_add: frozenset[str] = frozenset()
     caps_drop: frozenset[str] = frozenset()
+    seccomp_profile: SeccompProfile = "none"
     seccomp: tuple[bytes, ...] = field(default=(), repr=False)
     landlock: bool = False
     tcp_connect: tuple[Port, ...] | None = None
@@ -649,6 +723,7 @@ class Sandbox:
     close_fds: bool = True
     lock_files: tuple[str, ...] = ()
     limits: Limits = Limits()
+    egress: Egress | None = None
     timeout: Annotated[float, Range(0, TIMEOUT_MAX)] | None = None
 
     def __post_init__(self) -> None:
@@ -732,6 +807,10 @@ class Sandbox:
         both = self.caps_add & self.caps_drop
         if both:
             raise _refuse(self, "caps_drop", f"{min(both)} is in caps_add too")
+        if self.seccomp_profile not in get_args(SeccompProfile):
+            known = ", ".join(get_args(SeccompProfile))
+            problem = f"{self.seccomp_profile!r} is unknown; there are: {known}"
+            raise _refuse(self, "seccomp_profile", problem)
         if isinstance(self.seccomp, bytes) or not isinstance(self.seccomp, Sequence):
             raise _refuse(self, "seccomp", "a sequence of programs is wanted")
         for program in self.seccomp:
@@ -782,6 +861,8 @@ class Sandbox:
     def _check_use(self) -> None:
         if not isinstance(self.limits, Limits):
             raise _refuse(self, "limits", f"Limits(...) is wanted, not {self.limits!r}")
+        if self.egress is not None and Namespace.NET not in self.unshare:
+            raise _refuse(self, "egress", "needs 'net' in unshare")
         if self.timeout is not None:
             _check_real(self, "timeout", 0, TIMEOUT_MAX)
             if self.timeout == 0:
@@ -794,8 +875,8 @@ class Sandbox:
         """The system's programs, read-only, and nothing else of the host.
 
         /usr and the public part of /etc; new /dev, /proc and /tmp; every namespace of
-        its own, so no network and no host processes; no capabilities; an environment of
-        PATH, HOME, LANG and TERM alone.
+        its own, so no network and no host processes; no capabilities; the default seccomp
+        profile; an environment of PATH, HOME, LANG and TERM alone.
         """
         kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
         etc = (f"/etc/{name}" for name in _PUBLIC_ETC)
@@ -818,6 +899,7 @@ class Sandbox:
             clear_env=True,
             environment=(("PATH", _PATH), ("HOME", "/home/user"), *kept.items()),
             caps_drop=frozenset({"all"}),
+            seccomp_profile="default",
             new_session=True,
             die_with_parent=True,
         )
@@ -862,6 +944,7 @@ class Sandbox:
             clear_env=True,
             environment=(("PATH", _PATH), *kept.items()),
             caps_drop=frozenset({"all"}),
+            seccomp_profile="default",
             backend="host",
             private_tmp=True,
             new_session=True,
@@ -882,7 +965,8 @@ class Sandbox:
         """The sandbox of a Cowork session: bwrap's command line there, as a value.
 
         The system read-only, an empty home, and the user's folders below
-        ``/sessions/SESSION/mnt``.  Host network; own processes.
+        ``/sessions/SESSION/mnt``.  Host network; own processes; a seccomp profile that
+        lets the session's program make sandboxes of its own.
 
         Arguments:
             session: name of the session.
@@ -929,6 +1013,7 @@ class Sandbox:
             ),
             unshare=frozenset({Namespace.PID}),
             cwd=f"{root}/mnt/{shown[0]}" if shown else f"{root}/mnt",
+            seccomp_profile="nesting",
             new_session=True,
             die_with_parent=True,
         )
@@ -1027,12 +1112,95 @@ class Sandbox:
         more = (os.path.join(top, name) for name in names)
         return replace(self, deny_write=(*self.deny_write, *more))
 
+    def harden(self, profile: SeccompProfile = "default") -> Self:
+        """A copy with that seccomp profile; ``none`` takes it away."""
+        return replace(self, seccomp_profile=profile)
+
     def network(self, mode: Literal["none", "host"]) -> Self:
         """A copy with no network but an own loopback device, or with the host's."""
         if mode not in {"none", "host"}:
             raise SpecError("mode", f"'none' or 'host' is wanted, not {mode!r}")
         net = {Namespace.NET}
-        return replace(self, unshare=self.unshare | net if mode == "none" else self.unshare - net)
+        unshare = self.unshare | net if mode == "none" else self.unshare - net
+        return replace(self, unshare=unshare, egress=None)
+
+    def allow_hosts(
+        self, *allow: str, deny: Collection[str] = (), allow_private: bool = False
+    ) -> Self:
+        """A copy with no network but a proxy that lets these hosts be reached.
+
+        Further calls add to the rules; see :class:`Egress`.
+
+        >>> Sandbox.minimal().allow_hosts("pypi.org:443", "*.pythonhosted.org").egress.allow
+        ('pypi.org:443', '*.pythonhosted.org')
+        """
+        before = self.egress or Egress()
+        egress = Egress(
+            allow=(*before.allow, *allow),
+            deny=(*before.deny, *deny),
+            allow_private=before.allow_private or allow_private,
+        )
+        return replace(self, unshare=self.unshare | {Namespace.NET}, egress=egress)
+
+    # --- commands in it -----------------------------------------------------------------
+
+    @overload
+    def popen(
+        self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes]: ...
+    @overload
+    def popen(
+        self, argv: Argv, *, text: Literal[True], **options: Unpack[PopenOptions]
+    ) -> Process[str]: ...
+    def popen(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes] | Process[str]:
+        """Start a command: :func:`cowork_nsrun.popen`, whose options and errors these are."""
+        from cowork_nsrun.process import popen  # noqa: PLC0415 - it imports this module
+
+        call: Any = popen
+        process: Process[bytes] | Process[str] = call(argv, self, text=text, **options)
+        return process
+
+    @overload
+    def run(
+        self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[RunOptions]
+    ) -> Result[bytes]: ...
+    @overload
+    def run(
+        self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]
+    ) -> Result[str]: ...
+    def run(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[RunOptions]
+    ) -> Result[bytes] | Result[str]:
+        """Run a command to its end: :func:`cowork_nsrun.run`, whose options and errors these are.
+
+        >>> Sandbox.minimal().run(["echo", "hello"], text=True).stdout
+        'hello\\n'
+        """
+        from cowork_nsrun.process import run  # noqa: PLC0415 - it imports this module
+
+        call: Any = run
+        result: Result[bytes] | Result[str] = call(argv, self, text=text, **options)
+        return result
+
+    async def apopen(self, argv: Argv, **options: Unpack[AsyncPopenOptions]) -> AsyncProcess:
+        """Start a command from asyncio: :func:`cowork_nsrun.aio.popen`."""
+        from cowork_nsrun.aio import popen  # noqa: PLC0415 - it imports this module
+
+        return await popen(argv, self, **options)
+
+    async def arun(self, argv: Argv, **options: Unpack[AsyncRunOptions]) -> Result[bytes]:
+        """Run a command to its end from asyncio: :func:`cowork_nsrun.aio.run`."""
+        from cowork_nsrun.aio import run  # noqa: PLC0415 - it imports this module
+
+        return await run(argv, self, **options)
+
+    def pool(self, size: int = 4, *, max_age: float = 300.0) -> Pool:
+        """Keep that many ready for their command: :class:`cowork_nsrun.Pool`."""
+        from cowork_nsrun.pool import Pool  # noqa: PLC0415 - it imports this module
+
+        return Pool(self, size, max_age=max_age)
 
 
 def _resolver() -> tuple[Operation, ...]:

@@ -190,6 +190,9 @@ static int step_back(struct nsr_ctx *ctx, struct nsr_diag *diag)
 
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't close file descriptors");
+	/* not before the clone: had that failed, a set-user-id bwrap could have been next */
+	if (!ctx->may_try_others && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return nsr_diag_errno(diag, errno, "prctl(PR_SET_NO_NEW_PRIVS) failed");
 	if (n[NSR_USERNS2_FD] != -1) {
 		ret = (int)SYS2(SYS_setns, n[NSR_USERNS2_FD], NSR_CLONE_NEWUSER);
 		if (ret)
@@ -446,8 +449,6 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 	pid_t parent = getppid();
 	pid_t pid;
 
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-		return nsr_diag_errno(diag, errno, "prctl(PR_SET_NO_NEW_PRIVS) failed"), -1;
 	if (plan->number[NSR_FLAGS] & NSR_ON_HOST)
 		return nsr_run_host(plan, ctx, diag);
 	if (nsr_prepare(ctx, plan, NULL, diag) || nsr_monitor_keep(ctx, diag) ||
@@ -457,7 +458,8 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 		return nsr_diag_errno(diag, errno, "prctl(PR_SET_CHILD_SUBREAPER)"), -1;
 	ctx->report_exec = plan->number[NSR_JSON_STATUS_FD] != -1 ||
 			   plan->number[NSR_REPORT_FD] != -1;
-	/* the monitor and pid 1 wait for children by wait(2) alone */
+	/* the monitor and pid 1 wait for children by wait(2) alone, whatever our caller ignores */
+	nsr_default_action(SIGCHLD);
 	SYS4(SYS_rt_sigprocmask, SIG_BLOCK, &sigchld, 0, sizeof(sigchld));
 	pid = clone_child(ctx);
 	if (pid < 0) {

@@ -143,7 +143,7 @@ static int move_stdio(struct nsr_ctx *ctx)
 	return 0;
 }
 
-static void default_action(int signal_number)
+void nsr_default_action(int signal_number)
 {
 	/* the kernel's struct sigaction: handler (0 is SIG_DFL), flags, restorer, mask */
 	const unsigned long action[4] = { 0 };
@@ -153,10 +153,10 @@ static void default_action(int signal_number)
 
 static void reset_signals(struct nsr_ctx *ctx)
 {
-	default_action(SIGCHLD);
+	nsr_default_action(SIGCHLD);
 	if (ctx->plan->number[NSR_FLAGS] & NSR_DEFAULT_SIGNALS) {
-		default_action(SIGPIPE);
-		default_action(SIGXFSZ);
+		nsr_default_action(SIGPIPE);
+		nsr_default_action(SIGXFSZ);
 	}
 	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &ctx->sigmask, 0, SIGSET_BYTES);
 }

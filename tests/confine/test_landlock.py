@@ -121,7 +121,6 @@ def test_tcp_ports(runner: Runner, walls: Path) -> None:
         (["--unconfined"], "--unconfined requires --backend host"),
         (["--private-tmp"], "--private-tmp requires --backend host"),
         (["--backend", "host", "--unconfined", "--landlock"], "not compatible"),
-        (["--backend", "hst"], "there is no backend hst"),
     ],
 )
 def test_options_that_make_no_sense(as_user: Runner, options: list[str], text: str) -> None:

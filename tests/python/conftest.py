@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forked import UNPRIVILEGED
 from forked import in_child as run_in_child
+from leftovers import processes_with
 
 AsUser = Callable[[Callable[[], Any]], Any]
 
@@ -37,3 +39,11 @@ def shared(open_directory: Path, request: pytest.FixtureRequest) -> Path:
     path.mkdir()
     path.chmod(0o777)
     return path
+
+
+@pytest.fixture
+def marker() -> Iterator[str]:
+    """A number of seconds that only this test sleeps; nobody does when it is over."""
+    value = f"1000.{time.monotonic_ns() % 10**9}"
+    yield value
+    assert processes_with(value) == []

@@ -24,6 +24,7 @@ from cowork_nsrun import (
     Chmod,
     Dev,
     Dir,
+    Egress,
     File,
     Limits,
     Mqueue,
@@ -103,6 +104,11 @@ own_namespaces = st.frozensets(st.sampled_from(Namespace)).map(
 )
 ports = st.lists(st.integers(1, 2**16 - 1), max_size=3).map(tuple)
 straight = paths.filter(lambda path: ".." not in path.split("/"))
+rules = st.lists(
+    st.sampled_from(["example.com", "*.example.com:443", "192.0.2.0/24", "[2001:db8::1]:80"]),
+    max_size=2,
+).map(tuple)
+egress = st.builds(Egress, allow=rules, deny=rules, allow_private=st.booleans())
 sandboxes = st.builds(
     Sandbox,
     filesystem=st.lists(operations, max_size=6).map(tuple),
@@ -117,6 +123,7 @@ sandboxes = st.builds(
     environment=st.dictionaries(names, st.none() | words, max_size=5),
     caps_add=st.frozensets(caps.map(lambda name: name.replace("cap", "CAP_MORE"))),
     caps_drop=st.frozensets(caps),
+    seccomp_profile=st.sampled_from(["default", "nesting", "strict", "none"]),
     seccomp=st.lists(st.binary(min_size=8, max_size=8), max_size=2).map(tuple),
     landlock=st.just(True),
     tcp_connect=st.none() | ports,
@@ -132,8 +139,9 @@ sandboxes = st.builds(
 ) | st.builds(
     Sandbox,
     filesystem=st.lists(operations, max_size=2),
-    unshare=own_namespaces,
+    unshare=own_namespaces.map(lambda some: some | {Namespace.NET}),
     as_pid_1=st.just(True),
+    egress=st.none() | egress,
     backend=st.sampled_from(["host", "unconfined"]),
     private_tmp=st.booleans(),
 )
