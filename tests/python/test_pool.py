@@ -417,7 +417,8 @@ def test_stub_has_nothing_of_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
         }  # fmt: skip
         assert b"secret" not in proc.joinpath("environ").read_bytes()
         kinds = sorted(os.readlink(entry).split(":")[0] for entry in proc.joinpath("fd").iterdir())
-        assert kinds == ["/dev/null"] * 3 + ["socket"] * 2
+        # the profile that it is to load, and what it hears and tells by
+        assert kinds == ["/dev/null"] * 3 + ["/memfd"] + ["socket"] * 2
         with open(proc / "mem", "rb", 0) as memory:
             for line in maps.splitlines():
                 low, high = (int(end, 16) for end in line.split()[0].split("-"))
