@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import census, children, processes_with, wait_until_gone
+from leftovers import census, children, processes_with, wait_until_session_gone
 
 from cowork_nsrun import (
     PIPE,
@@ -390,14 +390,16 @@ pool.wait_full()
 print("full", flush=True)
 signal.pause()
 """
-    owner = subprocess.Popen([sys.executable, "-I", "-c", script], stdout=subprocess.PIPE)
+    owner = subprocess.Popen(
+        [sys.executable, "-I", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"full\n"
     assert len(processes_with("nsrun-stub")) >= 4
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    wait_until_gone("nsrun-stub")
+    wait_until_session_gone(owner.pid)
 
 
 def test_stub_has_nothing_of_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
