@@ -29,6 +29,7 @@ from cowork_nsrun import (
     Overlay,
     Pool,
     PoolExecutor,
+    Process,
     Sandbox,
     SpecError,
     TimeoutExpired,
@@ -257,7 +258,7 @@ def test_refills_after_it_ran_out_of_descriptors(in_child: AsUser) -> None:
         with Pool(MINIMAL, 30) as pool:
             while not pool.stats().failed:
                 time.sleep(0.01)
-            kept = []
+            kept: list[Process[bytes]] = []
             with suppress(NsrunError, OSError):
                 while len(kept) < 60:
                     kept.append(pool.popen(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE))
