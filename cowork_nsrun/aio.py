@@ -27,7 +27,7 @@ from cowork_nsrun.process import (
     Timings,
     extras_for,
 )
-from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
 
 AsyncPopenOptions = PopenOptions
@@ -376,7 +376,7 @@ async def popen(
     ends = Ends(stdin, stdout, stderr, pty)
 
     def prepare(enforced: Enforced) -> Plan:
-        can_time = Namespace.PID in spec.unshare
+        can_time = spec.ends_all
         extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 
