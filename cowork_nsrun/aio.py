@@ -43,6 +43,7 @@ class AsyncRunOptions(CommandOptions, total=False):
 if TYPE_CHECKING:
     from cowork_nsrun.policy.gate import OnDecision
 
+TURNS = 2
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 
 
@@ -321,6 +322,9 @@ class AsyncProcess:
         await self._all_gone()
         for transport in self._transports:
             transport.close()
+        # transports close their files in the loop's next turns, which may be its last ones
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         if self.terminal is not None:
             self.terminal.close()
 

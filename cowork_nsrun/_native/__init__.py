@@ -345,7 +345,8 @@ class Child:
     """
 
     def __init__(self) -> None:
-        self._child = ffi.new("struct nsr_child *")
+        # a finalizer in Python can be interrupted, this one not; first, as it needs the plan
+        self._child = ffi.gc(ffi.new("struct nsr_child *"), lib.nsr_child_close)
         self._diag = ffi.new("struct nsr_diag *")
         self._plan: Plan | None = None
 
