@@ -207,9 +207,24 @@ def _version(words: Sequence[str]) -> int:
     return 0
 
 
+def _serve(words: Sequence[str]) -> int:
+    # its libraries are no other word's business
+    from cowork_nsrun.cowork.main import serve  # noqa: PLC0415
+
+    return serve(words)
+
+
+def _sessions(words: Sequence[str]) -> int:
+    from cowork_nsrun.cowork.client import sessions  # noqa: PLC0415
+
+    return sessions(words)
+
+
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "profile": _profile,
+    "serve": _serve,
+    "sessions": _sessions,
     "version": _version,
 }
 

@@ -1,0 +1,162 @@
+"""What runs commands, behind one small interface, and which of them is taken.
+
+A backend makes a :class:`Running` of a :class:`Command`.  It knows nothing of clients, sessions
+or events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cowork_nsrun.cowork.layout import Layout
+from cowork_nsrun.cowork.log import log
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.spec import Limits
+
+VARIABLE = "COWORK_VM_BACKEND"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is to be started.
+
+    Attributes:
+        argv: the program's path and its arguments.
+        environment: all of it.
+        layout: what it is to see, for a backend that gives commands a view of their own.
+        cwd: a directory of the host, for one that doesn't.
+        limits: how much it may use, as far as that can be had here.
+        domains: the only ones that it may reach; None: the host's network.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    layout: Layout
+    cwd: str
+    limits: Limits
+    domains: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a command ended.
+
+    Attributes:
+        code: its exit status, or 128+n for signal n.
+        oom_kills: processes that were killed for want of memory; None: not known.
+    """
+
+    code: int
+    oom_kills: int | None = None
+
+
+class Running(Protocol):
+    """A command that runs."""
+
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
+
+    @property
+    def pid(self) -> int:
+        """To show only."""
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limit to what holds it."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its processes; nothing once it has ended."""
+
+    async def wait(self) -> End:
+        """Until it has ended."""
+
+    async def close(self) -> None:
+        """Kill what is left, and give everything back."""
+
+
+class Backend(Protocol):
+    """What runs commands.
+
+    Attributes:
+        name: as the log and ``nsrun sessions`` call it.
+        sandboxed: commands have a view of their own, in which guest paths are real.
+        connect_delay: seconds until the "guest" is there.
+    """
+
+    name: str
+    sandboxed: bool
+    connect_delay: float
+
+    def problem(self) -> str | None:
+        """Why nothing can be started; None: it can."""
+
+    async def start(self, command: Command) -> Running:
+        """Start a command.
+
+        Raises:
+            NsrunError: it can't be started; nothing is left.
+        """
+
+
+class Unavailable:
+    """The backend of a system that has none: says so, each time."""
+
+    sandboxed = True
+    connect_delay = 0.0
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self._reason = reason
+
+    def problem(self) -> str | None:
+        """Why nothing can be started."""
+        return self._reason
+
+    async def start(self, command: Command) -> Running:
+        """Refuse.
+
+        Raises:
+            NsrunError: always.
+        """
+        raise NsrunError(self._reason)
+
+
+def select(override: str | None) -> Backend:
+    """The backend that the environment asks for, else the first that works.
+
+    It never falls to something weaker that was not asked for by name.
+    """
+    # each brings in more than the others need
+    from cowork_nsrun.cowork.host import HostBackend  # noqa: PLC0415
+    from cowork_nsrun.cowork.namespaces import NamespaceBackend, probe  # noqa: PLC0415
+
+    match (override or "").lower():
+        case "bwrap":
+            return NamespaceBackend()
+        case "host":
+            log.error("Backend: host: asked for by %s, commands are not isolated", VARIABLE)
+            return HostBackend()
+        case "kvm":
+            reason = f"the microVM backend is not there yet: unset {VARIABLE}, or set it to bwrap"
+            log.error("Backend: kvm: %s", reason)
+            return Unavailable("kvm", reason)
+        case "":
+            pass
+        case _:
+            log.error('Unknown backend override "%s", falling back to auto-detect', override)
+    problem = probe()
+    if problem is None:
+        log.log(logging.DEBUG, "Backend: bwrap")
+        return NamespaceBackend()
+    log.error("bwrap probe failed: %s", problem)
+    log.error(
+        "no sandbox can be made here, so nothing is started: allow user namespaces to this "
+        "program, or set %s=host to run commands without isolation",
+        VARIABLE,
+    )
+    return Unavailable("none", f"no sandbox can be made here: {problem}")

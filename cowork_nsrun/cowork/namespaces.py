@@ -1,0 +1,96 @@
+"""Commands in sandboxes of the host's kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from cowork_nsrun import aio, process
+from cowork_nsrun.cowork.backends import Command, End, Running
+from cowork_nsrun.cowork.layout import offline
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.streams import PIPE
+
+log = logging.getLogger("cowork_nsrun.cowork")
+
+
+class Sandboxed:
+    """A command in a sandbox."""
+
+    def __init__(self, running: aio.AsyncProcess) -> None:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        assert running.stderr is not None
+        self._process = running
+        self.stdin: asyncio.StreamWriter = running.stdin
+        self.stdout: asyncio.StreamReader = running.stdout
+        self.stderr: asyncio.StreamReader = running.stderr
+
+    @property
+    def pid(self) -> int:
+        """To show only."""
+        return self._process.pid
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limit to what holds it."""
+        return self._process.limits
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process in the sandbox."""
+        self._process.send_signal(number)
+
+    async def wait(self) -> End:
+        """Until it has ended, and with it what it left running."""
+        code = await self._process.wait()
+        return End(code, self._process.result().usage.oom_kills)
+
+    async def close(self) -> None:
+        """Kill what is left, and give everything back."""
+        await self._process.close()
+
+
+class NamespaceBackend:
+    """Commands in sandboxes, each in one of its own."""
+
+    name = "bwrap"
+    sandboxed = True
+    connect_delay = 0.0
+
+    def problem(self) -> str | None:
+        """Nothing is known to be wrong before it is tried."""
+        return None
+
+    async def start(self, command: Command) -> Running:
+        """Start a command in a sandbox.
+
+        Raises:
+            NsrunError: it can't be started; nothing is left.
+        """
+        spec = command.layout.sandbox(command.limits)
+        if command.domains is not None:
+            # without a proxy nothing is reached: less than was asked for, never more
+            spec = offline(spec)
+            log.error("allowedDomains: there is no proxy: the command gets no network")
+        return Sandboxed(
+            await aio.popen(
+                command.argv,
+                spec,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=dict(command.environment),
+            )
+        )
+
+
+def probe() -> str | None:
+    """Make a sandbox; why that failed, or None."""
+    spec = Sandbox(unshare=frozenset({Namespace.PID})).bind("/", read_only=True)
+    try:
+        process.run(["true"], spec, timeout=5.0).check()
+    except NsrunError as error:
+        return error.text
+    return None
