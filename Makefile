@@ -6,13 +6,14 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 FUZZ_ARGS ?= --runs 200000
 CMD ?=
+STEPS ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test bench check fuzz clean
+.PHONY: help build run test kvm-test bench check fuzz clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Install nsrun and the Python package into .venv
 	@scripts/setup build
@@ -29,6 +30,10 @@ test: ## Run all tests
 	@scripts/setup test
 	@.venv/bin/pytest
 
+kvm-test: ## Tests on another kernel with cgroup v2 and KVM, in QEMU; STEPS="core-root" for a part
+	@scripts/setup kvm
+	@$(PYTHON) -m tests.kvmbed.suite $(STEPS)
+
 bench: ## Compare with bwrap and others; writes docs/bench
 	@scripts/setup bench
 	@$(PYTHON) -m bench
@@ -39,7 +44,9 @@ check: ## Lint, formatting, types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/mypy tests/python examples/*.py
-	@shellcheck scripts/setup fuzz/run .ci/run
+	@.venv/bin/mypy -p tests.kvmbed
+	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run
+	@shellcheck -s dash tests/kvmbed/init tests/kvmbed/main
 
 fuzz: ## Fuzz the parser and the reader of plans, FUZZ_ARGS="--time 600" for longer
 	@scripts/setup fuzz

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
@@ -21,6 +21,9 @@ from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import Argv, Result, Timings, extras_for
 from cowork_nsrun.spec import Namespace, Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Stream, Terminal
+
+if TYPE_CHECKING:
+    from cowork_nsrun.policy.gate import OnDecision
 
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 
@@ -319,6 +322,7 @@ async def popen(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
 ) -> AsyncProcess:
     """Start a command in a sandbox; returns once it runs.
 
@@ -334,7 +338,7 @@ async def popen(
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 
     try:
-        handle, plan = _start(spec, ends, prepare)
+        handle, plan = _start(spec, ends, prepare, on_egress)
     except BaseException:
         ends.close()
         raise
@@ -349,8 +353,13 @@ async def popen(
     return process
 
 
-def _start(spec: Sandbox, ends: Ends, prepare: Callable[[Enforced], Plan]) -> tuple[Handle, Plan]:
-    enforced = enforce(spec)
+def _start(
+    spec: Sandbox,
+    ends: Ends,
+    prepare: Callable[[Enforced], Plan],
+    on_egress: OnDecision | None,
+) -> tuple[Handle, Plan]:
+    enforced = enforce(spec, on_egress)
     try:
         plan = prepare(enforced)
     except BaseException:
@@ -368,6 +377,7 @@ async def run(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
 ) -> Result[bytes]:
     """Run a command in a sandbox, to its end; cancelled, it kills everything first.
 
@@ -385,6 +395,7 @@ async def run(
         stderr=output,
         cwd=cwd,
         env=env,
+        on_egress=on_egress,
     )
     async with process:
         whole = asyncio.ensure_future(process.communicate(input))

@@ -10,13 +10,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cowork_nsrun
 from cowork_nsrun import profile
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
+from cowork_nsrun.handle import Ending
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.process import run
+from cowork_nsrun.process import Result, popen, run
+from cowork_nsrun.relay import relay, window_size
 from cowork_nsrun.spec import LIMITS, Sandbox
 
 FAILED = 1
@@ -75,6 +78,11 @@ def _run_parser() -> argparse.ArgumentParser:
         help="show the host's SRC, read-only; may be repeated")  # fmt: skip
     add("--tmpfs", metavar="DEST", action="append", default=[], help="an empty place in memory")
     add("--network", choices=["none", "host"], help="default: none, or the profile's")
+    add("--allow-host", metavar="RULE", action="append", default=[],
+        help="let RULE be reached, through a proxy: pypi.org:443, *.example.com, 192.0.2.0/24; "
+        "may be repeated")  # fmt: skip
+    add("--deny-host", metavar="RULE", action="append", default=[],
+        help="not RULE, whatever is allowed; may be repeated")  # fmt: skip
     add("--env", metavar="NAME=VALUE", action="append", default=[], type=_variable,
         help="set a variable; without a profile, LANG and TERM alone are the caller's")  # fmt: skip
     add("--chdir", metavar="DIR", help="start in DIR")
@@ -86,6 +94,7 @@ def _run_parser() -> argparse.ArgumentParser:
         help="a resource limit of each process, such as nofile=64, by getrlimit(2)'s name "
         "or that of Limits; may be repeated")  # fmt: skip
     add("--best-effort", action="store_true", help="leave out limits that can't be had here")
+    add("--pty", action="store_true", help="give the command a terminal, for shells and editors")
     add("--quiet", action="store_true", help="don't say what ran the command")
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
     return parser
@@ -119,6 +128,10 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         spec = spec.tmpfs(dest)
     if options.network:
         spec = spec.network(options.network)
+    if options.allow_host or options.deny_host:
+        if options.network == "host":
+            raise SpecError("--allow-host", "the host's whole network was asked for as well")
+        spec = spec.allow_hosts(*options.allow_host, deny=options.deny_host)
     if options.chdir is not None:
         spec = spec.replace(cwd=options.chdir)
     if options.timeout is not None:
@@ -127,8 +140,18 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
     return spec.env(dict(options.env)).limit(**limits)
 
 
-def parse_run(words: Sequence[str]) -> tuple[Sandbox, list[str], bool]:
-    """What ``nsrun run WORDS`` runs: the sandbox, the command, and whether quietly.
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What ``nsrun run WORDS`` asks for."""
+
+    spec: Sandbox
+    command: list[str]
+    quiet: bool
+    pty: bool
+
+
+def parse_run(words: Sequence[str]) -> RunRequest:
+    """Read ``nsrun run WORDS``.
 
     Raises:
         SystemExit: a word is wrong; said on standard error.
@@ -139,17 +162,41 @@ def parse_run(words: Sequence[str]) -> tuple[Sandbox, list[str], bool]:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("a command is missing")
-    return _sandbox(options), command, options.quiet
+    return RunRequest(_sandbox(options), command, options.quiet, options.pty)
 
 
 def _run(words: Sequence[str]) -> int:
-    spec, command, quiet = parse_run(words)
-    result = run(command, spec, capture=False, timeout=spec.timeout)
-    if not quiet:
-        spawn = result.timings.spawn_ns
-        took = "" if spawn is None else f"; spawned in {spawn / 1e6:.2f} ms"
-        sys.stderr.write(f"nsrun: run by {result.backend}{took}\n")
+    request = parse_run(words)
+    result = _run_to_end(request)
+    if result.ending in _SAID:
+        sys.stderr.write(f"nsrun: the command was {result.ending}\n")
+    if not request.quiet:
+        sys.stderr.write(f"nsrun: {_how(result)}\n")
     return result.returncode
+
+
+_SAID = {Ending.OUT_OF_MEMORY, Ending.OUT_OF_PIDS}
+
+
+def _run_to_end(request: RunRequest) -> Result[bytes]:
+    if not request.pty:
+        return run(request.command, request.spec, capture=False)
+    with popen(request.command, request.spec, pty=window_size()) as process:
+        relay(process)
+        process.wait()
+        result = process.result()
+    if result.ending is Ending.TIMED_OUT:
+        raise TimeoutExpired(request.spec.timeout or 0, None, None)
+    return result
+
+
+def _how(result: Result[bytes]) -> str:
+    """What ran it, how long the spawn took, and what held its limits."""
+    parts = [f"run by {result.backend}"]
+    if result.timings.spawn_ns is not None:
+        parts.append(f"spawned in {result.timings.spawn_ns / 1e6:.2f} ms")
+    parts += [f"{limit} held by {holder}" for limit, holder in result.limits.items()]
+    return "; ".join(parts)
 
 
 def _write_utf8(text: str) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cowork_nsrun._native import Number
 from cowork_nsrun.errors import SpecError
 from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, LimitError
+from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.spec import (
     LIMITS,
     Bind,
@@ -24,6 +27,9 @@ from cowork_nsrun.spec import (
     Sandbox,
     Tmpfs,
 )
+
+if TYPE_CHECKING:
+    from cowork_nsrun.policy.gate import OnDecision
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +58,38 @@ class Enforced:
         cgroup = self.enforcement.cgroup
         return () if cgroup is None else cgroup.inner
 
+    @property
+    def numbers(self) -> dict[Number, int]:
+        """Numbers of the plan that they need."""
+        outlet = self.enforcement.outlet
+        return {} if outlet is None else {Number.LISTEN_FD: outlet.fd}
+
     def give_back(self) -> None:
         """Nothing was started."""
-        if self.enforcement.cgroup is not None:
-            self.enforcement.cgroup.close()
+        self.enforcement.give_back()
 
 
-def enforce(spec: Sandbox) -> Enforced:
-    """Make the cgroup that a spec's limits need.
+def enforce(spec: Sandbox, on_decision: OnDecision | None = None) -> Enforced:
+    """Make what a spec needs outside: the cgroup of its limits, and its way out.
+
+    Arguments:
+        on_decision: is told what the proxy allows and refuses, in a thread of its own.
 
     Raises:
         LimitError: a limit can't be had, and the spec does not say ``best_effort``.
     """
+    enforced = _limit(spec)
+    if spec.egress is None:
+        return enforced
+    try:
+        outlet = Outlet(spec.egress, on_decision)
+    except BaseException:
+        enforced.give_back()
+        raise
+    return replace(enforced, enforcement=replace(enforced.enforcement, outlet=outlet))
+
+
+def _limit(spec: Sandbox) -> Enforced:
     held = {
         name: str(LIMITS[name].rlimit)
         for name in LIMITS

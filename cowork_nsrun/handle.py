@@ -16,6 +16,7 @@ from enum import StrEnum
 from cowork_nsrun import _native
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
+from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.program import find_program
 from cowork_nsrun.teardown import teardown
@@ -64,15 +65,24 @@ NO_USAGE = Usage(0, None)
 
 @dataclass(frozen=True, slots=True)
 class Enforcement:
-    """The limits of one sandbox as they are held.
+    """What a sandbox has outside: its limits as they are held, and its way out.
 
     Attributes:
         held: limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NPROC``.
         cgroup: what holds those that concern all processes together.
+        outlet: its way out, if it has one.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
     cgroup: Cgroup | None = None
+    outlet: Outlet | None = None
+
+    def give_back(self) -> None:
+        """Nothing runs in it."""
+        if self.cgroup is not None:
+            self.cgroup.close()
+        if self.outlet is not None:
+            self.outlet.close()
 
 
 @dataclass(slots=True)
@@ -104,6 +114,11 @@ class Handle:
         self._pid = 0
 
     # --- what is known ------------------------------------------------------------------
+
+    @property
+    def outlet(self) -> Outlet | None:
+        """Its way out."""
+        return self._enforcement.outlet
 
     @property
     def held(self) -> Mapping[str, str]:
@@ -254,6 +269,8 @@ class Handle:
                 used.oom_kills,
                 used.pids_refused,
             )
+        if self._enforcement.outlet is not None:
+            self._enforcement.outlet.close()
         self._outcome.gone = True
 
     # --- waiting --------------------------------------------------------------------------
@@ -400,9 +417,10 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
             log.debug("not in process: %s", reason)
             backend = BY_PROGRAM
             child.start_program(plan.native, find_program(), stdio)
+        if enforcement.outlet is not None:
+            enforcement.outlet.open()
     except BaseException:
         child.close()
-        if enforcement.cgroup is not None:
-            enforcement.cgroup.close()
+        enforcement.give_back()
         raise
     return Handle(child, enforcement, backend)

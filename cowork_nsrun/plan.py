@@ -296,6 +296,11 @@ def _environment(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]
                 raise SpecError("env", f"{name!r} can't be set to {value!r}")
         return dict(env)
     result = {} if spec.clear_env else dict(os.environ)
+    if spec.egress is not None:
+        # late, since most sandboxes have none of it and it takes a while
+        from cowork_nsrun.policy.environment import environment  # noqa: PLC0415
+
+        result |= environment()
     for name, new in spec.environment:
         if new is None:
             result.pop(name, None)

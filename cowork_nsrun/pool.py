@@ -128,7 +128,7 @@ class _Store:
         enforced = enforce(self.spec)
         flags = PlanFlag.PARKED | PlanFlag.DEFAULT_SIGNALS
         try:
-            extras = Extras(flags, enforced.cgroups, enforced.rlimits)
+            extras = Extras(flags, enforced.cgroups, enforced.rlimits, enforced.numbers)
             spec = self.spec if self.spec.timeout is None else self.spec.replace(timeout=None)
             plan = Plan.from_spec(spec, PLACEHOLDER, extras=extras)
         except BaseException:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, Any, Generic, Literal, Self, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 from cowork_nsrun._native import Number, PlanFlag
 from cowork_nsrun.enforce import Enforced, enforce
@@ -21,6 +21,10 @@ from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, Ending, Handle, Usage, st
 from cowork_nsrun.plan import Extras, Plan, milliseconds
 from cowork_nsrun.spec import Namespace, Sandbox
 from cowork_nsrun.streams import PIPE, Ends, OutOfTime, Pump, Stream, Terminal
+
+if TYPE_CHECKING:
+    from cowork_nsrun.policy import EgressThread
+    from cowork_nsrun.policy.gate import OnDecision
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +152,12 @@ class Process(Generic[Output]):
     def limits(self) -> Mapping[str, str]:
         """Limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NOFILE``."""
         return self._handle.held
+
+    @property
+    def egress(self) -> EgressThread | None:
+        """The proxy, if there is one: its counters, and a door for other rules."""
+        outlet = self._handle.outlet
+        return None if outlet is None else outlet.proxy
 
     @property
     def returncode(self) -> int | None:
@@ -376,7 +386,7 @@ def extras_for(
         flags |= PlanFlag.TELL_EXEC
     if pty:
         flags |= PlanFlag.TERMINAL
-    numbers = {}
+    numbers = enforced.numbers
     if timeout and can_time:
         numbers[Number.TIMEOUT_MS] = milliseconds(timeout)
     return Extras(flags, enforced.cgroups, enforced.rlimits, numbers)
@@ -394,6 +404,7 @@ def popen(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
     text: Literal[False] = False,
 ) -> Process[bytes]: ...
 @overload
@@ -408,6 +419,7 @@ def popen(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
     text: Literal[True],
 ) -> Process[str]: ...
 def popen(
@@ -421,6 +433,7 @@ def popen(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
     text: bool = False,
 ) -> Process[bytes] | Process[str]:
     """Start a command in a sandbox; returns once it runs.
@@ -437,6 +450,7 @@ def popen(
         env: the command's whole environment, instead of what the spec says.
         timeout: seconds, instead of the spec's, after which everything in the sandbox
             is killed, whether anybody waits for it or not.
+        on_egress: is told what the proxy allows and refuses, in a thread of the proxy's.
         text: the pipes are text, UTF-8, with what is not UTF-8 escaped.
 
     Raises:
@@ -448,7 +462,7 @@ def popen(
     timeout = spec.timeout if timeout is None else timeout
     ends = Ends(stdin, stdout, stderr, pty)
     try:
-        enforced = enforce(spec)
+        enforced = enforce(spec, on_egress)
         try:
             can_time = Namespace.PID in spec.unshare
             extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
@@ -475,6 +489,7 @@ def run(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
     text: Literal[False] = False,
 ) -> Result[bytes]: ...
 @overload
@@ -487,6 +502,7 @@ def run(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
     text: Literal[True],
 ) -> Result[str]: ...
 def run(
@@ -498,6 +514,7 @@ def run(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    on_egress: OnDecision | None = None,
     text: bool = False,
 ) -> Result[bytes] | Result[str]:
     """Run a command in a sandbox, to its end.
@@ -514,6 +531,7 @@ def run(
         env: the command's whole environment, instead of what the spec says.
         timeout: seconds, instead of the spec's, after which everything in the sandbox
             is killed.
+        on_egress: is told what the proxy allows and refuses, in a thread of the proxy's.
         text: decode output as UTF-8, with what is not UTF-8 escaped.
 
     Raises:
@@ -526,7 +544,7 @@ def run(
     timeout = spec.timeout if timeout is None else timeout
     ends = finished_ends(input, capture)
     try:
-        enforced = enforce(spec)
+        enforced = enforce(spec, on_egress)
         try:
             # the time is kept here, so that it counts from the call on
             extras = extras_for(enforced, None, None, can_time=False, tell_exec=False)

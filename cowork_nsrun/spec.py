@@ -14,9 +14,21 @@ from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    TypedDict,
+    Unpack,
+)
 
 from cowork_nsrun.errors import SpecError
+
+if TYPE_CHECKING:
+    from cowork_nsrun.policy.rules import EgressRules
 
 PATH_MAX = 4096
 MODE_MAX = 0o7777
@@ -513,6 +525,53 @@ class Limits:
         return {name: value for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Egress:
+    """What a sandbox without a network may reach, through a proxy outside.
+
+    A rule is a name, ``*.suffix``, an address or a network, with a port or a range of ports
+    behind a colon if it is to hold for those alone: ``pypi.org:443``.
+
+    Attributes:
+        allow: what may be reached; nothing else may.
+        deny: what may not, even if ``allow`` has it.
+        allow_private: names in ``allow`` may lead to private and loopback addresses.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("allow", "deny"):
+            values: object = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Collection):
+                raise _refuse(self, name, f"a collection of rules is wanted, not {values!r}")
+            for value in values:
+                _check_text(self, name, value)
+            _set(self, name, tuple(values))
+        _check_bool(self, "allow_private")
+        self.rules()
+
+    def rules(self) -> EgressRules:
+        """The rules as the proxy reads them.
+
+        Raises:
+            SpecError: a rule that can't be, named.
+        """
+        # late, since most sandboxes have none of it and it takes a while
+        from cowork_nsrun.policy.rules import EgressRules, Rule  # noqa: PLC0415
+
+        side = "allow"
+        try:
+            allow = [Rule(text, allow_private=self.allow_private) for text in self.allow]
+            side = "deny"
+            deny = [Rule(text) for text in self.deny]
+        except SpecError as error:
+            raise _refuse(self, side, error.problem) from None
+        return EgressRules(allow=allow, deny=deny)
+
+
 class LimitChanges(TypedDict, total=False):
     """What :meth:`Sandbox.limit` takes: the fields of :class:`Limits`."""
 
@@ -585,6 +644,8 @@ class Sandbox:
         close_fds: the command gets stdin, stdout and stderr only.
         lock_files: files inside to hold a read lock on while the sandbox runs.
         limits: how much the command may use.
+        egress: what may be reached through a proxy outside; needs NET in ``unshare``.
+            Programs find it by the standard variables, which are set inside.
         timeout: seconds of the whole life of a command, after which everything in the
             sandbox is killed; None is no end.
     """
@@ -608,6 +669,7 @@ class Sandbox:
     close_fds: bool = True
     lock_files: tuple[str, ...] = ()
     limits: Limits = Limits()
+    egress: Egress | None = None
     timeout: Annotated[float, Range(0, TIMEOUT_MAX)] | None = None
 
     def __post_init__(self) -> None:
@@ -702,6 +764,8 @@ class Sandbox:
     def _check_use(self) -> None:
         if not isinstance(self.limits, Limits):
             raise _refuse(self, "limits", f"Limits(...) is wanted, not {self.limits!r}")
+        if self.egress is not None and Namespace.NET not in self.unshare:
+            raise _refuse(self, "egress", "needs 'net' in unshare")
         if self.timeout is not None:
             _check_real(self, "timeout", 0, TIMEOUT_MAX)
             if self.timeout == 0:
@@ -903,7 +967,26 @@ class Sandbox:
         if mode not in {"none", "host"}:
             raise SpecError("mode", f"'none' or 'host' is wanted, not {mode!r}")
         net = {Namespace.NET}
-        return replace(self, unshare=self.unshare | net if mode == "none" else self.unshare - net)
+        unshare = self.unshare | net if mode == "none" else self.unshare - net
+        return replace(self, unshare=unshare, egress=None)
+
+    def allow_hosts(
+        self, *allow: str, deny: Collection[str] = (), allow_private: bool = False
+    ) -> Self:
+        """A copy with no network but a proxy that lets these hosts be reached.
+
+        Further calls add to the rules; see :class:`Egress`.
+
+        >>> Sandbox.minimal().allow_hosts("pypi.org:443", "*.pythonhosted.org").egress.allow
+        ('pypi.org:443', '*.pythonhosted.org')
+        """
+        before = self.egress or Egress()
+        egress = Egress(
+            allow=(*before.allow, *allow),
+            deny=(*before.deny, *deny),
+            allow_private=before.allow_private or allow_private,
+        )
+        return replace(self, unshare=self.unshare | {Namespace.NET}, egress=egress)
 
 
 def _resolver() -> tuple[Operation, ...]:

@@ -28,6 +28,8 @@ LINES = (
     "--userns 20 --userns2 21 --pidns 20 --unshare-pid --as-pid-1 true",
     "--unshare-user --disable-userns --assert-userns-disabled --unshare-cgroup-try true",
     "--bind-try /a /a --ro-bind-try /b /b --dev-bind-try /c /c --level-prefix true",
+    "--timeout 2.5 --unshare-pid --rlimit nofile 64:128 --rlimit as unlimited --cgroup /c true",
+    "--unshare-net --listen-fd 20 --controlling-terminal --close-fds true",
     "--plan 20",
     "--version",
     "--help",

@@ -24,6 +24,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LACKING] = Counter()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run each Nth test only, for machines on which all take too long",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    every = config.getoption("every")
+    if every > 1:
+        left_out = [item for number, item in enumerate(items) if number % every]
+        items[:] = items[::every]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:

@@ -4,6 +4,7 @@ the sandbox made, peer groups."""
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import stat
@@ -12,6 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+#: of a payload in a pid namespace of its own
+LARGEST_OWN_PPID = 2
+#: of a sandbox without /proc: before Linux 6.8 there is no listmount(2)
+UNLISTED = "nothing"
 STATUS_FIELDS = (
     "Name",
     "Umask",
@@ -62,9 +67,10 @@ class Numbering:
 
 def normalise_observation(raw: dict[str, Any], context: Context) -> dict[str, Any]:
     spaces = normalise_namespaces(raw["namespaces"], context)
-    new_pids = spaces["pid"]["inode"] != "host"
+    new_pids = has_new_pids(spaces["pid"]["inode"], raw["process"])
     own_proc = new_pids and shows_own_processes(raw["process"])
     pids = pid_names(raw["process"], context, new_pids)
+    source, mounts = mount_listing(raw)
     seen: dict[str, Any] = {
         "fds": {
             str(entry["fd"]): {k: v for k, v in entry.items() if k != "fd"} for entry in raw["fds"]
@@ -74,10 +80,8 @@ def normalise_observation(raw: dict[str, Any], context: Context) -> dict[str, An
         "caps": raw["caps"],
         "prctl": raw["prctl"],
         "namespaces": spaces,
-        "mounts": normalise_mounts(
-            raw.get("mountinfo") or raw.get("listmount", ""), context.devices
-        ),
-        "mount_source": "proc" if "mountinfo" in raw else "listmount",
+        "mounts": normalise_mounts(mounts, context.devices),
+        "mount_source": source,
         "stat": raw["stat"],
         "tree": raw["tree"],
         "asked_tree": raw["asked_tree"],
@@ -119,6 +123,13 @@ def normalise_namespaces(raw: dict[str, Any], context: Context) -> dict[str, Any
         raw["pid_for_children"]["inode"] == raw["pid"]["inode"]
     )
     return spaces
+
+
+def has_new_pids(inode: str, process: dict[str, Any]) -> bool:
+    """Without /proc, and before Linux 6.11, only the numbers tell."""
+    if inode.startswith("errno"):
+        return bool(process["ppid"] <= LARGEST_OWN_PPID)
+    return inode != "host"
 
 
 def shows_own_processes(process: dict[str, Any]) -> bool:
@@ -205,6 +216,15 @@ class Mount:
         return cls(
             number, parent, device, root, point, options, propagation, kind, source, super_options
         )
+
+
+def mount_listing(raw: dict[str, Any]) -> tuple[str, str]:
+    """Where the lines about mounts are from, and the lines."""
+    if "mountinfo" in raw:
+        return "proc", raw["mountinfo"]
+    if raw.get("listmount") == f"errno {errno.ENOSYS}":
+        return UNLISTED, ""
+    return "listmount", raw.get("listmount", "")
 
 
 def normalise_mounts(text: str, host_devices: frozenset[str]) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -180,10 +183,11 @@ MINIMAL = Sandbox.minimal()
     ],
 )
 def test_options_make_a_sandbox(words: list[str], expected: Sandbox) -> None:
-    assert cli.parse_run([*words, "--", "cmd", "--pids", "1"]) == (
+    assert cli.parse_run([*words, "--", "cmd", "--pids", "1"]) == cli.RunRequest(
         expected,
         ["cmd", "--pids", "1"],
-        False,
+        quiet=False,
+        pty=False,
     )
 
 
@@ -206,16 +210,16 @@ def agent(shared: Path) -> Path:
 
 def test_options_come_after_the_profile(agent: Path, tmp_path: Path) -> None:
     begin = ["--profile", str(agent)]
-    spec, _, _ = cli.parse_run([*begin, "--", "true"])
+    spec = cli.parse_run([*begin, "--", "true"]).spec
     assert spec == profile.load(agent)
     assert not spec.limits.best_effort
     words = ["--memory", "64M", "--env", "A=option", "--timeout", "1", "--network", "none"]
-    changed, _, _ = cli.parse_run([*words, *begin, "--tmpfs", "/scratch", "--", "true"])
+    changed = cli.parse_run([*words, *begin, "--tmpfs", "/scratch", "--", "true"]).spec
     assert changed == spec.limit(memory=2**26).env(A="option").network("none").replace(
         timeout=1.0
     ).add(Tmpfs("/scratch"))
     assert changed.limits.pids == 100
-    moved, _, _ = cli.parse_run([*begin, "--workspace", str(tmp_path), "--", "true"])
+    moved = cli.parse_run([*begin, "--workspace", str(tmp_path), "--", "true"]).spec
     assert moved.cwd == str(tmp_path)
     assert moved.filesystem == (*spec.filesystem, Bind(str(tmp_path), str(tmp_path)))
 
@@ -223,7 +227,7 @@ def test_options_come_after_the_profile(agent: Path, tmp_path: Path) -> None:
 def test_a_best_effort_of_the_profile_stays(tmp_path: Path) -> None:
     file = tmp_path / "p.json"
     file.write_text('{"limits": {"pids": 5, "best_effort": true}}')
-    spec, _, _ = cli.parse_run(["--profile", str(file), "--pids", "6", "--", "true"])
+    spec = cli.parse_run(["--profile", str(file), "--pids", "6", "--", "true"]).spec
     assert spec == Sandbox().limit(pids=6, best_effort=True)
 
 
@@ -314,3 +318,69 @@ def test_profile_needs_a_word(nsrun: Cli) -> None:
     done = nsrun("profile")
     assert done.returncode == cli.USAGE
     assert "schema|check|show" in done.stderr
+
+
+# --- a terminal -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Both ends of a terminal of 30 rows and 100 columns; the second is for the program."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    yield ours, theirs
+    os.close(ours)
+
+
+def read_until(fd: int, wanted: bytes) -> bytes:
+    """What comes from a terminal, up to and with some text."""
+    data = b""
+    while wanted not in data:
+        try:
+            more = os.read(fd, 1 << 16)
+        except OSError:  # what a terminal says at its end
+            more = b""
+        assert more, data
+        data += more
+    return data
+
+
+def test_pty_is_like_a_terminal_of_one_s_own(terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    before = termios.tcgetattr(ours)
+    script = "trap 'echo interrupted; exit 9' INT; stty size; echo ready; sleep 1000 & wait"
+    words = [find_program(), "run", "--pty", "--quiet", "--", "sh", "-c", script]
+    process = subprocess.Popen(
+        words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    said = read_until(ours, b"ready\r\n")
+    assert b"30 100\r\n" in said
+    os.write(ours, b"\x03")
+    assert b"interrupted\r\n" in read_until(ours, b"interrupted\r\n")
+    assert process.wait() == 9
+    assert termios.tcgetattr(ours) == before
+
+
+def test_pty_follows_the_size_of_the_window(terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    script = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.01; done"
+    words = [find_program(), "run", "--pty", "--quiet", "--", "sh", "-c", script]
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs)
+    read_until(ours, b"ready\r\n")
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 11, 44, 0, 0))
+    process.send_signal(signal.SIGWINCH)
+    assert b"11 44\r\n" in read_until(ours, b"11 44\r\n")
+    assert process.wait() == 0
+    os.close(theirs)
+
+
+def test_pty_without_a_terminal_of_one_s_own(nsrun: Cli) -> None:
+    done = nsrun("run", "--pty", "--quiet", "--", "sh", "-c", "test -t 0; cat; exit 3", input="a\n")
+    assert (done.returncode, done.stdout) == (3, "a\na\n")  # typed, and said by cat
+
+
+def test_what_held_the_limits_is_said(nsrun: Cli) -> None:
+    done = nsrun("run", "--rlimit", "nofile=64", "--", "sh", "-c", "ulimit -n")
+    assert done.stdout == "64\n"
+    assert done.stderr.endswith("; open_files held by RLIMIT_NOFILE\n")

@@ -24,6 +24,7 @@ from cowork_nsrun import (
     Chmod,
     Dev,
     Dir,
+    Egress,
     File,
     Limits,
     Mqueue,
@@ -101,6 +102,11 @@ caps = st.sampled_from(["cap_chown", "cap_kill", "cap_net_raw", "cap_sys_admin"]
 own_namespaces = st.frozensets(st.sampled_from(Namespace)).map(
     lambda some: some | {Namespace.USER, Namespace.PID, Namespace.UTS}
 )
+rules = st.lists(
+    st.sampled_from(["example.com", "*.example.com:443", "192.0.2.0/24", "[2001:db8::1]:80"]),
+    max_size=2,
+).map(tuple)
+egress = st.builds(Egress, allow=rules, deny=rules, allow_private=st.booleans())
 sandboxes = st.builds(
     Sandbox,
     filesystem=st.lists(operations, max_size=6).map(tuple),
@@ -125,8 +131,9 @@ sandboxes = st.builds(
 ) | st.builds(
     Sandbox,
     filesystem=st.lists(operations, max_size=2),
-    unshare=own_namespaces,
+    unshare=own_namespaces.map(lambda some: some | {Namespace.NET}),
     as_pid_1=st.just(True),
+    egress=st.none() | egress,
 )
 
 

@@ -1,0 +1,128 @@
+"""All that the bed tests, with one summary: .venv/bin/python -m tests.kvmbed.suite [STEP...]"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from .machine import CACHE, ROOT, Bed, Job, end_on_signals, reported, say
+
+RESULTS = CACHE / "results"
+PYTEST = (".venv/bin/pytest", "-p", "no:cacheprovider", "--color=no")
+USER = 1000
+LIMITS = "tests/python/test_limits.py"
+FEW = {"NSRUN_HYPOTHESIS_EXAMPLES": "4"}
+NO_USERNS = ("kernel.unprivileged_userns_clone=0",)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tests to run in the bed; without ``where`` on the host, to test the bed itself."""
+
+    name: str
+    tests: tuple[str, ...]
+    where: Job | None = field(default_factory=lambda: Job(()))
+
+
+INSIDE = ("tests/kvmbed/inside",)
+CORE = ("tests/python", "tests/tiers", f"--ignore={LIMITS}")
+STEPS = (
+    Step("driver", ("tests/kvmbed/outside",), None),
+    Step("bed-root", INSIDE),
+    Step("bed-kvm", INSIDE, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
+    Step("bed-delegated", INSIDE, Job((), user=USER, delegated=True)),
+    Step("limits-root", (LIMITS,)),
+    Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
+    Step("core-root", CORE, Job((), timeout_s=900)),
+    # samples: all would take 4 and 20 minutes
+    Step("hostile-root", ("tests/hostile", "--every=2")),
+    Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step: Step
+    status: int | None
+    seconds: float = 0
+
+    @property
+    def good(self) -> bool:
+        return self.status in (0, None)
+
+    def line(self) -> str:
+        if self.status is None:
+            return f"{self.step.name:18} not run: {' '.join(self.step.tests)} is not there"
+        verdict = "ok" if self.good else f"FAILED, status {self.status}"
+        return f"{self.step.name:18} {counts(self.step):44} {self.seconds:5.0f} s  {verdict}"
+
+
+def counts(step: Step) -> str:
+    """What pytest counted, out of its report."""
+    report = RESULTS / step.name / "junit.xml"
+    if not report.exists():
+        return "no report"
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    number = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    passed = number["tests"] - number["failures"] - number["errors"] - number["skipped"]
+    words = [f"{passed} passed"]
+    words += [
+        f"{number[name]} {name}" for name in ("failures", "errors", "skipped") if number[name]
+    ]
+    return ", ".join(words)
+
+
+def run(bed: Bed, step: Step) -> Outcome:
+    if not all((ROOT / name).exists() for name in step.tests if not name.startswith("-")):
+        return Outcome(step, None)
+    print(f"\n{'=' * 20} kvmbed: {step.name} {'=' * 20}", flush=True)
+    results = RESULTS / step.name
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    begin = time.monotonic()
+    if step.where is None:
+        command = ["setpriv", "--pdeathsig", "TERM", *PYTEST, *step.tests]
+        command.append(f"--junitxml={results}/junit.xml")
+        environment = {**os.environ, "NSRUN_KVMBED": "outside"}
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    else:
+        status = in_bed(bed, step, step.where, results)
+    return Outcome(step, status, time.monotonic() - begin)
+
+
+def in_bed(bed: Bed, step: Step, where: Job, results: Path) -> int:
+    command = (*PYTEST, *step.tests, "--junitxml=/run/results/junit.xml")
+    job = Job(**{**vars(where), "command": command, "results": results})
+    with open(results / "output.log", "wb") as log:
+        return reported(lambda: bed.run(job, sys.stdout.buffer, log))
+
+
+def main() -> int:
+    names = [step.name for step in STEPS]
+    parser = argparse.ArgumentParser(prog="make kvm-test STEPS=...", description=__doc__)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)}")
+    wanted = parser.parse_args().steps or names
+    for name in set(wanted) - set(names):
+        parser.error(f"no step {name!r}; there are: {', '.join(names)}")
+    end_on_signals()
+    bed = Bed()
+    outcomes = [run(bed, step) for step in STEPS if step.name in wanted]
+    print(f"\n{'=' * 20} kvmbed: summary, Linux {bed.kernel.version} {'=' * 20}")
+    for outcome in outcomes:
+        print(outcome.line())
+    failed = [outcome.step.name for outcome in outcomes if not outcome.good]
+    if failed:
+        say(f"failed: {', '.join(failed)}; logs in {RESULTS}/")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(reported(main))
