@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from cowork_nsrun import aio, process
 from cowork_nsrun.cowork.backends import Command, End, Running
-from cowork_nsrun.cowork.layout import offline
+from cowork_nsrun.cowork.log import LIFECYCLE, log
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.policy import Decision
+from cowork_nsrun.policy import environment as proxy_environment
+from cowork_nsrun.spec import Egress, Namespace, Sandbox
 from cowork_nsrun.streams import PIPE
-
-log = logging.getLogger("cowork_nsrun.cowork")
 
 
 class Sandboxed:
@@ -69,21 +70,44 @@ class NamespaceBackend:
         Raises:
             NsrunError: it can't be started; nothing is left.
         """
-        spec = command.layout.sandbox(command.limits)
-        if command.domains is not None:
-            # without a proxy nothing is reached: less than was asked for, never more
-            spec = offline(spec)
-            log.error("allowedDomains: there is no proxy: the command gets no network")
-        return Sandboxed(
-            await aio.popen(
+        with ExitStack() as stack:
+            spec = await asyncio.to_thread(
+                lambda: stack.enter_context(command.layout.pinned(command.limits))
+            )
+            env = dict(command.environment)
+            if command.domains is not None:
+                egress = Egress(allow=await asyncio.to_thread(_usable, command.domains))
+                spec = spec.replace(egress=egress, unshare=spec.unshare | {Namespace.NET})
+                env |= proxy_environment()
+            running = await aio.popen(
                 command.argv,
                 spec,
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=PIPE,
-                env=dict(command.environment),
+                env=env,
+                on_egress=_log_decision,
             )
-        )
+        return Sandboxed(running)
+
+
+def _usable(domains: tuple[str, ...]) -> tuple[str, ...]:
+    """Without those that are no rules: less can be reached then, never more."""
+    usable = []
+    for domain in domains:
+        try:
+            Egress(allow=(domain,)).rules()
+        except NsrunError as error:
+            log.error("allowedDomains: left out: %s", error)
+        else:
+            usable.append(domain)
+    return tuple(usable)
+
+
+def _log_decision(decision: Decision) -> None:
+    level = logging.DEBUG if decision.allowed else LIFECYCLE
+    word = "allowed" if decision.allowed else "refused"
+    log.log(level, "egress %s: %s:%s: %s", word, decision.host, decision.port, decision.reason)
 
 
 def probe() -> str | None:

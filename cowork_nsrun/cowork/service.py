@@ -268,7 +268,7 @@ class Service:
         layout = Layout(
             params.name,
             collected.folders,
-            settings.paths.home,
+            settings.paths,
             program.shown,
             extra,
             settings.user_mounts.disabled,
