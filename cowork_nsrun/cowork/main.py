@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cowork_nsrun
 from cowork_nsrun.cowork import config, endpoint
@@ -70,6 +70,8 @@ def serve(words: Sequence[str]) -> int:
     status = FAILED
     try:
         status = _serve(options.socket, environ, paths, directory, logs)
+    except SystemExit:
+        status = 0
     except NsrunError as error:
         log.error("%s", error)
     except Exception:  # noqa: BLE001 - the log is where it is looked for
@@ -85,6 +87,8 @@ def _serve(
 ) -> int:
     shown = path or str(endpoint.default_path(environ))
     lifecycle("startup (pid=%d sock=%s version=%s)", os.getpid(), shown, cowork_nsrun.__version__)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     found = endpoint.activated(environ)
     if found is None:
         found = endpoint.listen(shown)
@@ -106,8 +110,9 @@ async def _run(found: endpoint.Endpoint, settings: Settings, backend: Backend, l
     service = Service(settings, backend, logs)
     server = Server(service)
     ended = asyncio.Event()
+    # not by add_signal_handler(): its one pipe can be full of other news, and the signal lost
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _signalled, number, ended)
+        signal.signal(number, lambda got, _: loop.call_soon_threadsafe(_signalled, got, ended))
     listener = await loop.create_unix_server(server.connection, sock=found.socket)
     lifecycle("listening %s", found.path)
     with suppress(OSError, ValueError):
@@ -116,14 +121,21 @@ async def _run(found: endpoint.Endpoint, settings: Settings, backend: Backend, l
     try:
         await ended.wait()
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         listener.close()
         await service.stop()
         await service.settle(CLOSING)
         server.close()
 
 
-def _signalled(number: signal.Signals, ended: asyncio.Event) -> None:
-    lifecycle("%s received", number.name)
+def _leave(number: int, frame: object) -> NoReturn:
+    """Before there is anything to be stopped."""
+    raise SystemExit(0)
+
+
+def _signalled(number: int, ended: asyncio.Event) -> None:
+    lifecycle("%s received", signal.Signals(number).name)
     ended.set()
 
 
