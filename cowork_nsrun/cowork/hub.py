@@ -11,6 +11,7 @@ from cowork_nsrun.cowork.protocol import Event, encode
 HIGH = 1 << 20  # bytes that may wait for a subscriber before commands are made to wait
 MOST = 16 << 20  # bytes at which a subscriber is dropped
 PATIENCE = 0.5  # seconds without any progress until a subscriber is not waited for
+SLOW = 2.0  # seconds that one which others have outrun is waited for
 
 
 class Subscriber(Protocol):
@@ -37,6 +38,7 @@ class Hub:
     def __init__(self) -> None:
         self._subscribers: dict[Subscriber, None] = {}
         self._stalled: set[Subscriber] = set()
+        self._slow_since: dict[Subscriber, float] = {}
         self._moved = asyncio.Event()
 
     def __len__(self) -> int:
@@ -57,6 +59,7 @@ class Hub:
     def moved(self, subscriber: Subscriber) -> None:
         """It has taken most of what waited for it, or is gone."""
         self._stalled.discard(subscriber)
+        self._slow_since.pop(subscriber, None)
         self._moved.set()
 
     def emit(self, event: Event) -> None:
@@ -73,20 +76,27 @@ class Hub:
 
     async def room(self) -> None:
         """Until those subscribers that read have read most of it."""
-        while True:
-            slow = [
-                subscriber
-                for subscriber in self._subscribers
-                if subscriber.backlog > HIGH and subscriber not in self._stalled
-            ]
-            if not slow:
-                return
+        while slow := self._slow():
             before = {subscriber: subscriber.taken for subscriber in slow}
             self._moved.clear()
             try:
                 await asyncio.wait_for(self._moved.wait(), PATIENCE)
             except TimeoutError:
                 for subscriber in slow:
-                    if subscriber.taken == before[subscriber] and subscriber in self._subscribers:
-                        log.debug("a subscriber does not read: it is not waited for")
-                        self._stalled.add(subscriber)
+                    if subscriber.taken == before[subscriber]:
+                        self._give_up(subscriber)
+
+    def _slow(self) -> list[Subscriber]:
+        """Those that are waited for."""
+        behind = [subscriber for subscriber in self._subscribers if subscriber.backlog > HIGH]
+        now = asyncio.get_running_loop().time()
+        for subscriber in behind:
+            since = self._slow_since.setdefault(subscriber, now)
+            if now - since > SLOW and len(behind) < len(self._subscribers):
+                self._give_up(subscriber)
+        return [subscriber for subscriber in behind if subscriber not in self._stalled]
+
+    def _give_up(self, subscriber: Subscriber) -> None:
+        if subscriber in self._subscribers and subscriber not in self._stalled:
+            log.debug("a subscriber reads too slowly: it is not waited for")
+            self._stalled.add(subscriber)
