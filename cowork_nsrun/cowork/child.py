@@ -117,6 +117,11 @@ class Child:
         self._input_size += len(encoded)
         self._input_there.set()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that it has not read."""
+        return self._input_size
+
     def close_input(self) -> None:
         """Its standard input ends behind what was written."""
         self._input_closed = True

@@ -44,11 +44,12 @@ class Collected:
 
 
 def collect(paths: Paths, standing: Folders, asked: Mapping[str, Asked | None] | None) -> Collected:
-    """The session's own folders, then those of this spawn; those without a path don't count.
+    """The folders of this spawn, then the session's own; those without a path don't count.
 
+    In this order, so that the one to work in is one that the spawn names, if it names any.
     A name that is no name fails alone, as does a path that can't be mounted.
     """
-    folders = dict(standing)
+    folders: dict[str, Folder] = {}
     failed: dict[str, str] = {}
     for name, mount in (asked or {}).items():
         if mount is None or not mount.path:
@@ -59,8 +60,10 @@ def collect(paths: Paths, standing: Folders, asked: Mapping[str, Asked | None] |
                 raise PathError(f"more than {MOUNTS_MAX} mounts")
             folders[name] = Folder(paths.folder(mount.path), mount.mode == "ro")
         except PathError as error:
-            folders.pop(name, None)
             failed[name] = error.text
+    for name, folder in standing.items():
+        if name not in failed and len(folders) < MOUNTS_MAX:
+            folders.setdefault(name, folder)
     return Collected(folders, failed)
 
 

@@ -17,7 +17,9 @@ from cowork_nsrun.cowork.service import Answer, Reply, Service
 from cowork_nsrun.errors import NsrunError
 
 CONNECTIONS_MAX = 256
-PENDING_MAX = 256  # requests of a connection that are worked on at one time
+PENDING_MAX = 64  # requests of a connection that are worked on at one time
+HELD_MAX = 128 << 20  # bytes of frames that are not complete, of all connections together
+PENDING_BYTES_MAX = 64 << 20  # of all requests that are worked on
 REPLIES_HIGH = 1 << 20  # bytes of unread replies at which no more requests are read
 
 
@@ -83,6 +85,16 @@ class Connection(asyncio.Protocol):
         except FrameTooLong as error:
             log.error("a client is disconnected: %s", error)
             self.drop(error.text)
+            return
+        held = sum(connection.held for connection in self._connections)
+        if held > HELD_MAX:
+            log.error("a client is disconnected: %d bytes wait for the rest of their frames", held)
+            self.drop("too much is held")
+
+    @property
+    def held(self) -> int:
+        """Bytes of a frame that is not complete."""
+        return self._reader.held
 
     def eof_received(self) -> bool:
         """The client sends no more: what it waits for is still sent to it."""
@@ -126,6 +138,9 @@ class Connection(asyncio.Protocol):
         if handler is None:
             self._fail(request.id, f"Unknown method: {request.shown}")
             return
+        if service.pending_bytes > PENDING_BYTES_MAX:
+            self._fail(request.id, "too many requests at one time")
+            return
         try:
             answer = handler(request, self)
         except Exception as error:  # noqa: BLE001 - no request stops the service
@@ -137,9 +152,11 @@ class Connection(asyncio.Protocol):
             self._reply(request, answer)
 
     def _later(self, request: protocol.Request, answer: Awaitable[Answer]) -> None:
+        size = len(request.params)
+        self._service.pending_bytes += size
         task = asyncio.get_running_loop().create_task(self._answer(request, answer))
         self._pending.add(task)
-        task.add_done_callback(self._answered)
+        task.add_done_callback(lambda done: self._answered(done, size))
         self._throttle()
 
     async def _answer(self, request: protocol.Request, answer: Awaitable[Answer]) -> None:
@@ -150,7 +167,8 @@ class Connection(asyncio.Protocol):
         else:
             self._reply(request, result)
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
+    def _answered(self, task: asyncio.Task[None], size: int) -> None:
+        self._service.pending_bytes -= size
         self._pending.discard(task)
         self._throttle()
         if not task.cancelled() and task.exception() is not None:

@@ -35,6 +35,8 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.spec import LIMITS, Limits
 
 STOP_PATIENCE = 10.0  # seconds
+STDIN_TOTAL_MAX = 128 << 20  # bytes that may wait for all commands together
+READERS = 4  # files that are read at one time
 READ_MAX = BODY_MAX // 2  # bytes of a file; JSON may need more for them
 MIB = 1 << 20
 
@@ -79,6 +81,7 @@ class Service:
         self.hub = Hub()
         self.metrics = Metrics()
         self.backend = backend
+        self.pending_bytes = 0
         self._settings = settings
         self._logs = logs
         self._sessions = Sessions()
@@ -89,6 +92,7 @@ class Service:
         self._running = False
         self._connected = False
         self._connecting: asyncio.TimerHandle | None = None
+        self._readers = asyncio.Semaphore(READERS)
         self._missing_said: set[str] = set()
         self.methods: dict[str, Handler] = {
             "configure": self._configure,
@@ -320,6 +324,9 @@ class Service:
         params = read_params(request.params, protocol.WriteStdin)
         child = self._sessions.child(params.id)
         if child is not None:
+            waiting = sum(other.waiting for other in self._sessions.running)
+            if waiting + len(params.data) > STDIN_TOTAL_MAX:
+                raise RequestError(f"stdin backpressure: {waiting} bytes wait for all processes")
             child.write(params.data)
         return {}
 
@@ -355,7 +362,9 @@ class Service:
         params = read_params(request.params, protocol.ReadFile)
         try:
             path, allowed = self._readable(params.file_path)
-            return {"content": await asyncio.to_thread(read_text, path, allowed, READ_MAX)}
+            async with self._readers:
+                text = await asyncio.to_thread(read_text, path, allowed, READ_MAX)
+            return {"content": text}
         except PathError as error:
             return {"error": error.text}
         except (OSError, ValueError) as error:

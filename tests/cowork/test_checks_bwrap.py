@@ -357,3 +357,13 @@ def layout_of_two(paths: Paths) -> Layout:
         (Path(paths.home) / name).mkdir()
         folders[name] = Folder(f"{paths.home}/{name}", False)
     return Layout("n", folders, paths, None)
+
+
+def test_54_the_project_stays_the_place_to_work_in(daemon: Daemon) -> None:
+    events = daemon.subscriber()
+    events.call("mountPath", {"processId": "s1", "subpath": "out", "mountName": "outputs"})
+    mounts = {"proj": {"path": "proj"}}
+    assert daemon.sh(events, "pwd; ls ..", additionalMounts=mounts) == (
+        "/sessions/s1/mnt/proj\noutputs\nproj\n"
+    )
+    assert daemon.sh(events, "pwd") == "/sessions/s1/mnt/outputs\n"

@@ -444,3 +444,19 @@ def test_requests_as_they_may_not_be(daemon: Daemon) -> None:
     for empty in (None, False):
         client.send(pack(json.dumps({"method": "isRunning", "params": empty, "id": 1}).encode()))
         assert client.receive()["success"]
+
+
+def test_10_frames_that_never_end(daemon: Daemon) -> None:
+    """Many clients, each with most of a frame."""
+    clients = []
+    part = (10 * MIB).to_bytes(4, "big") + bytes(9 * MIB)
+    for _ in range(20):
+        client = daemon.client()
+        clients.append(client)
+        try:
+            client.send(part)
+        except (BrokenPipeError, ConnectionResetError):
+            break
+    assert _memory(daemon.process.pid) < 300 * MIB
+    assert daemon.client().call("isRunning") == {"running": False}
+    assert "bytes wait for the rest of their frames" in daemon.log

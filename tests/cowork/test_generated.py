@@ -33,7 +33,8 @@ WORDS = ["a", "b", "s1", "/bin/true", "cat", "echo", "proj", "../..", "/etc/pass
          "/sessions/s1/mnt/proj/f", "ro", "SIGKILL", "x" * 5000, "\0", "é", "*"]  # fmt: skip
 
 leaves = (
-    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.sampled_from(WORDS) | st.text(max_size=20)
 )  # fmt: skip
 values = st.recursive(
