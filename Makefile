@@ -10,7 +10,7 @@ STEPS ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test kvm-test bench check fuzz clean
+.PHONY: help build run test soak kvm-test bench check fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: ## Run all tests
 	@scripts/setup test
 	@.venv/bin/pytest
 
+soak: ## Spawn 20000 sandboxes, or SPAWNS=n, and count what they leave
+	@scripts/setup test
+	@NSRUN_SOAK=$${SPAWNS:-20000} .venv/bin/pytest tests/soak
+
 kvm-test: ## Tests on another kernel with cgroup v2 and KVM, in QEMU; STEPS="core-root" for a part
 	@scripts/setup kvm
 	@$(PYTHON) -m tests.kvmbed.suite $(STEPS)
@@ -43,7 +47,7 @@ check: ## Lint, formatting, types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
-	@.venv/bin/mypy tests/python examples/*.py
+	@.venv/bin/mypy tests/python tests/soak examples/*.py
 	@.venv/bin/mypy tests/cowork
 	@.venv/bin/mypy -p tests.kvmbed
 	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run

@@ -64,6 +64,37 @@ CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class ApiCase:
+    """One row of the Python API's results.
+
+    ``amount`` is what the kind counts: MiB that the calling program has touched (``spawn``), so
+    many at a time (``rates``), or parked sandboxes (``pool``, ``park``).
+    """
+
+    key: str
+    title: str
+    kind: str
+    amount: int
+
+
+API_CASES = [
+    ApiCase("python-20", "Python, 20 MiB touched", "spawn", 20),
+    ApiCase("python-512", "Python, 512 MiB touched", "spawn", 512),
+    ApiCase("python-2048", "Python, 2 GiB touched", "spawn", 2048),
+    ApiCase("pool", "Python, a full pool", "pool", 4),
+    *(
+        ApiCase(f"rate-{n}", f"Python, runs a second, {n} at a time", "rates", n)
+        for n in (1, 2, 4, 8, 16, 32, 64)
+    ),
+    ApiCase("parked", "memory of one parked sandbox", "park", 64),
+]
+TITLES = {
+    **{case.key: case.title for case in CASES},
+    **{case.key: case.title for case in API_CASES},
+}
+
+
 def host_links() -> list[str]:
     """/bin and its like, as the Cowork service hands them on."""
     words: list[str] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bench.cases import CASES
+from bench.api import API_BASE, BARE
+from bench.cases import API_CASES, CASES, ApiCase, Case
 from bench.contenders import BASE
 from bench.measure import Report, Result
 
 WIDTH = 840
-LEFT = 190
+LEFT = 230
 RIGHT = 150
 TOP = 76
 BAR = 18
@@ -19,6 +21,21 @@ GROUP_GAP = 18
 MOST_STEPS = 8
 LONG_MS = 100  # from here on, no decimals
 COLOURS = {"nsrun": "#2a9d8f", "floor": "#8ab8b2", BASE: "#e07a3f", "bwrap, system": "#eab08c"}
+API_COLOURS = {
+    "run()": "#2a9d8f",
+    "run(), no capture": "#2a9d8f",
+    "run(), threads": "#2a9d8f",
+    "run(), asyncio": "#5bb5a9",
+    "Pool.run()": "#2a9d8f",
+    "Pool.run(), no capture": "#2a9d8f",
+    "Pool.popen() and wait()": "#2a9d8f",
+    "core, to the exit message": "#8ab8b2",
+    "core, to just before the exec": "#8ab8b2",
+    "subprocess.run, nsrun": "#8d99ae",
+    "posix_spawn, nsrun": "#8d99ae",
+    API_BASE: "#e07a3f",
+    BARE: "#c5cbd6",
+}
 OTHER = "#8d99ae"
 STYLE = """
   text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #6e7781 }
@@ -86,7 +103,7 @@ def axis(limit: float, bottom: float, unit: str) -> list[str]:
 
 def draw_bar(bar: Bar, y: float, limit: float) -> list[str]:
     width = max(1.5, bar.value / limit * (WIDTH - LEFT - RIGHT))
-    colour = COLOURS.get(bar.name, OTHER)
+    colour = (COLOURS | API_COLOURS).get(bar.name, OTHER)
     base = y + BAR - 5
     return [
         text_at("name", LEFT - 10, base, bar.name, "end"),
@@ -144,22 +161,48 @@ def ratio_bar(result: Result) -> Bar | None:
     )
 
 
-def ratio_chart(report: Report, user: str, note: str) -> Chart | None:
-    """Each case's medians over bwrap's."""
+def grouped(
+    report: Report,
+    user: str,
+    cases: Sequence[Case | ApiCase],
+    shown: Iterable[str],
+    make: Callable[[Result], Bar | None],
+) -> list[Group]:
+    """A group for each case that has results, with bars of the contenders to be shown."""
     groups: list[Group] = []
-    for case in CASES:
+    for case in cases:
         rows = [r for r in report.results if (r.case, r.user) == (case.key, user)]
-        bars = [bar for r in rows if r.contender in COLOURS and (bar := ratio_bar(r))]
+        bars = [bar for r in rows if r.contender in shown and (bar := make(r))]
         if bars:
             groups.append(Group(case.title, bars))
-    if not groups:
-        return None
-    return Chart(
-        f"Time of one sandboxed run, over {BASE} (as {user})",
-        note,
-        f"median, {BASE} = 1; less is better",
-        groups,
-    )
+    return groups
+
+
+def api_cases(kind: str) -> list[ApiCase]:
+    return [case for case in API_CASES if case.kind == kind]
+
+
+def ratio_chart(report: Report, user: str, note: str) -> Chart | None:
+    """Each case's medians over bwrap's."""
+    title = f"Time of one sandboxed run, over {BASE} (as {user})"
+    groups = grouped(report, user, CASES, COLOURS, ratio_bar)
+    return Chart(title, note, f"median, {BASE} = 1; less is better", groups) if groups else None
+
+
+def python_chart(report: Report, user: str, note: str) -> Chart | None:
+    """One run from Python programs of several sizes."""
+    title = f"One sandboxed run from Python, by the program's memory (as {user})"
+    groups = grouped(report, user, api_cases("spawn"), API_COLOURS, ratio_bar)
+    unit = f"median, subprocess.run of {BASE} = 1; less is better"
+    return Chart(title, note, unit, groups) if groups else None
+
+
+def pool_chart(report: Report, user: str, note: str) -> Chart | None:
+    """Commands into parked sandboxes."""
+    title = f"A command in a parked sandbox, over one in none (as {user})"
+    groups = grouped(report, user, api_cases("pool"), API_COLOURS, ratio_bar)
+    unit = "median, posix_spawn without a sandbox = 1; less is better"
+    return Chart(title, note, unit, groups) if groups else None
 
 
 def peer_chart(report: Report, user: str, note: str) -> Chart | None:
@@ -175,25 +218,36 @@ def peer_chart(report: Report, user: str, note: str) -> Chart | None:
     return Chart(title, note, "median, milliseconds; less is better", [Group("", bars)])
 
 
-def throughput_chart(report: Report, user: str, note: str) -> Chart | None:
-    groups: list[Group] = []
-    for case in CASES:
-        rows = [r for r in report.results if (r.case, r.user) == (case.key, user)]
-        bars = [
-            Bar(r.contender, r.per_second, f"{r.per_second:,.0f}")
-            for r in rows
-            if r.per_second and r.contender in COLOURS
-        ]
-        if bars:
-            groups.append(Group(case.title, bars))
-    if not groups:
+def rate_bar(result: Result) -> Bar | None:
+    if not result.per_second:
         return None
-    return Chart(f"Sandboxes a second (as {user})", note, "runs a second; more is better", groups)
+    return Bar(result.contender, result.per_second, f"{result.per_second:,.0f}")
+
+
+def rate_chart_of(title: str, groups: list[Group], note: str) -> Chart | None:
+    return Chart(title, note, "runs a second; more is better", groups) if groups else None
+
+
+def throughput_chart(report: Report, user: str, note: str) -> Chart | None:
+    groups = grouped(report, user, CASES, COLOURS, rate_bar)
+    return rate_chart_of(f"Sandboxes a second (as {user})", groups, note)
+
+
+def rates_chart(report: Report, user: str, note: str) -> Chart | None:
+    groups = grouped(report, user, api_cases("rates"), API_COLOURS, rate_bar)
+    return rate_chart_of(f"Sandboxes a second from one Python program (as {user})", groups, note)
 
 
 def draw_all(report: Report, note: str) -> dict[str, str]:
     """File names and pictures."""
-    makers = {"cases": ratio_chart, "peers": peer_chart, "throughput": throughput_chart}
+    makers = {
+        "cases": ratio_chart,
+        "peers": peer_chart,
+        "throughput": throughput_chart,
+        "python": python_chart,
+        "pool": pool_chart,
+        "rates": rates_chart,
+    }
     pictures: dict[str, str] = {}
     for user in dict.fromkeys(r.user for r in report.results):
         for name, maker in makers.items():

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import chart, contenders, helpers, measure, mounts, table, targets
-from bench.cases import CASES, Case
+from bench import api, chart, contenders, document, helpers, measure, mounts, table, targets
+from bench.cases import API_CASES, CASES, TITLES, Case
 from bench.contenders import Contender, Setting
 from bench.measure import Absence, Report
 
@@ -28,7 +28,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         action="append",
-        choices=[case.key for case in CASES],
+        choices=list(TITLES),
         metavar="CASE",
         help="one case; may be repeated: %(choices)s",
     )
@@ -135,6 +135,8 @@ def main(words: list[str] | None = None) -> int:
     }
     chosen = [case for case in CASES if not arguments.only or case.key in arguments.only]
     report = run_all(chosen, everybody, settings, arguments.quick)
+    python = [case for case in API_CASES if not arguments.only or case.key in arguments.only]
+    api.run_api(python, everybody, settings, arguments.quick, report)
     table.print_report(report, targets.judge_all(report.results))
     about = machine()
     versions = {c.name: version_of(c) for c in everybody if c.path}
@@ -145,5 +147,7 @@ def main(words: list[str] | None = None) -> int:
         {"machine": about, "versions": versions, "quick": arguments.quick},
         note,
     )
+    if arguments.out == OUT:
+        document.rewrite(arguments.out)
     print(f"\nwritten to {arguments.out}")
     return 1 if any(result.failed for result in report.results) else 0

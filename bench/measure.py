@@ -39,6 +39,7 @@ class Result:
     minor_faults: float | None = None
     per_second: float | None = None
     ratio: float | None = None
+    memory_bytes: float | None = None
 
 
 @dataclass
@@ -202,8 +203,8 @@ def run_together(
         lines = time(entries, setting, ["-j", str(case.workers), "-s", str(milliseconds)])
         results = [throughput(e, line, case, user) for e, line in zip(entries, lines, strict=True)]
     else:
-        rounds = max(3, case.rounds // 10) if quick else case.rounds
-        lines = time(entries, setting, ["-n", str(rounds), "-w", str(min(5, rounds))])
+        rounds, warm_up = (max(2, case.rounds // 10), 1) if quick else (case.rounds, 5)
+        lines = time(entries, setting, ["-n", str(rounds), "-w", str(warm_up)])
         results = [single(e, line, case, user) for e, line in zip(entries, lines, strict=True)]
     add_ratios(results, BASE)
     return results

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.cases import CASES
-from bench.contenders import BASE
+from bench.cases import TITLES
 from bench.measure import Absence, Report, Result
 from bench.targets import Verdict
 
@@ -18,10 +17,27 @@ else:
     HAVE_RICH = True
 
 Rows = list[list[str]]
+RESULT_HEADS = [
+    "case",
+    "user",
+    "program",
+    "ratio",
+    "median ms",
+    "p99 ms",
+    "all gone ms",
+    "runs/s",
+    "KiB",
+    "failed",
+]
+VERDICT_HEADS = ["what", "user", "wanted", "measured", ""]
 
 
 def milliseconds(nanoseconds: float | None) -> str:
     return "" if nanoseconds is None else f"{nanoseconds / 1e6:.3f}"
+
+
+def kibibytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1024:.0f}"
 
 
 def ratio(value: float | None) -> str:
@@ -29,10 +45,9 @@ def ratio(value: float | None) -> str:
 
 
 def result_row(result: Result) -> list[str]:
-    titles = {case.key: case.title for case in CASES}
     rate = "" if result.per_second is None else f"{result.per_second:.0f}"
     return [
-        titles.get(result.case, result.case),
+        TITLES.get(result.case, result.case),
         result.user,
         result.contender,
         ratio(result.ratio),
@@ -40,6 +55,7 @@ def result_row(result: Result) -> list[str]:
         milliseconds(result.p99_ns),
         milliseconds(result.gone_median_ns),
         rate,
+        kibibytes(result.memory_bytes),
         str(result.failed or ""),
     ]
 
@@ -84,21 +100,8 @@ def print_table(title: str, heads: list[str], rows: Rows) -> None:
 
 
 def print_report(report: Report, verdicts: list[Verdict]) -> None:
-    heads = [
-        "case",
-        "user",
-        "program",
-        f"ratio to {BASE}",
-        "median ms",
-        "p99 ms",
-        "all gone ms",
-        "runs/s",
-        "failed",
-    ]
-    print_table("Results", heads, [result_row(r) for r in report.results])
+    print_table("Results", RESULT_HEADS, [result_row(r) for r in report.results])
     print_table(
         "Not measured", ["program", "user", "reason", "cases"], group_absences(report.absences)
     )
-    print_table(
-        "Targets", ["what", "user", "wanted", "measured", ""], [verdict_row(v) for v in verdicts]
-    )
+    print_table("Targets", VERDICT_HEADS, [verdict_row(v) for v in verdicts])

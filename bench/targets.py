@@ -4,19 +4,65 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.api import API_BASE, BARE
 from bench.contenders import BASE
 from bench.measure import Result
 
 
 @dataclass(frozen=True)
 class Target:
-    """nsrun over another contender in one case; at least ``bound`` if ``more``, else at most."""
+    """One contender over another in a case; at least ``bound`` if ``more``, else at most.
+
+    With ``base_case`` the other is of that case.
+    """
 
     case: str
     against: str
     bound: float
     what: str
     more: bool = False
+    mine: str = "nsrun"
+    base_case: str = ""
+
+
+def python_targets() -> list[Target]:
+    """Those of the Python API; streams are captured by both or by none."""
+    spawns = [
+        ("run()", "subprocess.run, nsrun"),
+        ("run(), no capture", "posix_spawn, nsrun"),
+    ]
+    rates = [("run(), threads", 2), ("run(), threads", 16), ("run(), asyncio", 16)]
+    pooled = ["Pool.run()", "core, to the exit message"]
+    return [
+        *(
+            Target(f"python-{size}", other, 1.0, f"{mine} / {other}, {size} MiB touched", mine=mine)
+            for size in (20, 2048)
+            for mine, other in spawns
+        ),
+        *(
+            Target(
+                "python-2048",
+                mine,
+                1.1,
+                f"{mine}, 2 GiB touched / 20 MiB",
+                mine=mine,
+                base_case="python-20",
+            )
+            for mine, _ in spawns
+        ),
+        *(Target("pool", BARE, 2.0, f"{mine}, parked / {BARE}", mine=mine) for mine in pooled),
+        *(
+            Target(
+                f"rate-{n}",
+                API_BASE,
+                4.0,
+                f"{mine}, {n} at a time, over bwrap's",
+                more=True,
+                mine=mine,
+            )
+            for mine, n in rates
+        ),
+    ]
 
 
 TARGETS = [
@@ -26,6 +72,7 @@ TARGETS = [
     Target("binds-1000", BASE, 0.03, "nsrun / bwrap, 1,000 binds"),
     Target("true", "floor", 1.15, "nsrun / floor, static true"),
     Target("throughput-2", BASE, 4.0, "runs a second over bwrap's, both cores", more=True),
+    *python_targets(),
 ]
 # A bind may cost this much more among a thousand than among a hundred and still count as linear.
 LINEAR = 1.5
@@ -60,8 +107,9 @@ def quotient(mine: Result | None, other: Result | None) -> float | None:
 
 
 def judge(target: Target, results: list[Result], user: str) -> Verdict:
-    mine = find(results, target.case, user, "nsrun")
-    value = quotient(mine, find(results, target.case, user, target.against))
+    mine = find(results, target.case, user, target.mine)
+    other = find(results, target.base_case or target.case, user, target.against)
+    value = quotient(mine, other)
     wanted = f"{'≥' if target.more else '≤'} {target.bound:g}"
     met = None if value is None else (value >= target.bound) == target.more or value == target.bound
     return Verdict(target.what, user, wanted, value, met)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from bench import cases, contenders, helpers, measure
+from bench import api, cases, cli, contenders, document, helpers, measure, targets
 from bench.contenders import BASE, Contender, Setting
+from bench.measure import Report, Result
 
 USERS = {"root": 0, "user": 12345} if os.geteuid() == 0 else {"user": os.geteuid()}
 CASES = {case.key: case for case in cases.CASES if case.key in {"true", "net", "cowork"}}
@@ -166,3 +167,115 @@ def test_plain_and_quiet_when_piped(tmp_path: Path) -> None:
     assert {r["contender"] for r in results["results"]} >= {"floor", "no sandbox"}
     assert all(r["failed"] == 0 for r in results["results"])
     assert "\x1b" not in done.stdout
+
+
+def run_bench(out: Path, *only: str) -> dict[str, Any]:
+    """What a quick run of these cases leaves."""
+    run = Path(__file__).with_name("run.py")
+    words = ["--quick", "--out", str(out), *(word for case in only for word in ("--only", case))]
+    done = subprocess.run(
+        [sys.executable, str(run), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return found
+
+
+def test_python_cases_run(tmp_path: Path) -> None:
+    """Every kind of case of the Python API gives results, as each user, and no run fails."""
+    before = document.PATH.read_text()
+    found = run_bench(tmp_path, "python-20", "pool", "rate-2", "parked")
+    assert document.PATH.read_text() == before
+    assert all(r["failed"] == 0 for r in found["results"])
+    for user in USERS:
+        seen = {(r["case"], r["contender"]) for r in found["results"] if r["user"] == user}
+        assert seen >= {
+            ("python-20", "run()"),
+            ("python-20", "posix_spawn, nsrun"),
+            ("python-20", api.FORKED),
+            ("pool", "Pool.run()"),
+            ("pool", "core, to the exit message"),
+            ("pool", api.BARE),
+            ("rate-2", "run(), threads"),
+            ("rate-2", "run(), asyncio"),
+            ("parked", "Pss of its processes"),
+        }
+
+
+def test_same_plan() -> None:
+    """What run() is timed with is what the programs get as options, descriptors aside.
+
+    A plan of Python's passes on none but the streams where close_fds is set, a command's all.
+    """
+    code = (
+        "import runpy, sys\n"
+        "parent = runpy.run_path(sys.argv[1])\n"
+        "plan, options = parent['Plan'], sys.argv[2:]\n"
+        "spec = parent['SPEC']\n"
+        "mine = plan.from_spec(spec, ['/true'], env={})\n"
+        "other = plan.from_argv([*options, '--', '/true'], {})\n"
+        "less = plan.from_argv([*options[:-2], '--', '/true'], {})\n"
+        "print(mine == other, mine == less, parent['POOL_SPEC'].replace(close_fds=False) == spec)\n"
+    )
+    words = [sys.executable, "-I", "-c", code, str(api.SCRIPT), *cases.STANDARD]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "False", "True"], done.stderr
+
+
+def test_document_is_of_these_results() -> None:
+    """Nobody has edited the figures, or forgot to commit one of both."""
+    found = json.loads((cli.OUT / "results.json").read_text())
+    assert document.section(found) in document.PATH.read_text()
+    pictures = {path.name for path in cli.OUT.glob("*.svg")}
+    text = document.PATH.read_text()
+    assert pictures == {name for name in pictures if f"(bench/{name})" in text}
+
+
+def test_document_keeps_what_is_around(tmp_path: Path) -> None:
+    """Only what lies between the marks changes."""
+    found = json.loads((cli.OUT / "results.json").read_text())
+    found["targets"] = found["targets"][:1]
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    path = tmp_path / "performance.md"
+    path.write_text(f"before\n{document.BEGIN}\nold\n{document.END}\nafter\n")
+    document.rewrite(tmp_path, path)
+    assert path.read_text() == f"before\n{document.section(found)}\nafter\n"
+    path.write_text("no marks\n")
+    with pytest.raises(ValueError, match="marks"):
+        document.rewrite(tmp_path, path)
+
+
+@pytest.mark.parametrize(("large", "met"), [(1.05, True), (1.2, False)])
+def test_target_across_cases(large: float, met: bool) -> None:
+    """A target may compare a contender with itself in another case."""
+    results = [
+        Result("python-20", "user", "run()", 1, 0, median_ns=1.0),
+        Result("python-2048", "user", "run()", 1, 0, median_ns=large),
+    ]
+    what = "run(), 2 GiB touched / 20 MiB"
+    (verdict,) = (v for v in targets.judge_all(results) if v.what == what)
+    assert (verdict.measured, verdict.met) == (large, met)
+
+
+def test_short_memory_is_said() -> None:
+    """A program that does not fit is not measured, and that is said; the others are."""
+    few, many = (cases.ApiCase(f"python-{n}", "", "spawn", n) for n in (1, 1 << 40))
+    report = Report()
+    assert api.that_fit([few, many], "user", report) == [few]
+    (absence,) = report.absences
+    assert absence.case == many.key
+    assert "MiB of memory are free" in absence.reason
+
+
+def test_early_end_is_a_failure(
+    workspace: helpers.Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A measuring program that dies costs its own case, and the bench says that it failed."""
+    case = cases.API_CASES[0]
+    report = Report()
+    setting = setting_of(workspace, next(iter(USERS)))
+    everybody = contenders.find_all(workspace)
+    with api.noted([case], "user", report), api.Parent(everybody, setting, 0) as parent:
+        parent.ask("what it does not know")
+    assert [(r.case, r.failed) for r in report.results] == [(case.key, 1)]
+    assert "the Python program ended with 1 at 'what it does not know'" in capfd.readouterr().err

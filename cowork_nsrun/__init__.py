@@ -33,11 +33,15 @@ from cowork_nsrun.spec import (
     Tmpfs,
     TmpOverlay,
 )
+from cowork_nsrun.streams import DEVNULL, PIPE, STDOUT
 from cowork_nsrun.teardown import settle
 
 __version__ = _version()
 
 __all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
     "Bind",
     "BindData",
     "BindFd",

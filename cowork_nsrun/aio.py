@@ -7,20 +7,38 @@ They need no child watcher and no SIGCHLD handler, and work with any event loop 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import SIGNAL_BASE, Handle, start
+from cowork_nsrun.handle import SIGNAL_BASE, SIGNALS, Handle, start
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.process import Argv, Result, Timings, extras_for
+from cowork_nsrun.process import (
+    Argv,
+    CommandOptions,
+    PopenOptions,
+    Result,
+    Timings,
+    extras_for,
+)
 from cowork_nsrun.spec import Namespace, Sandbox
-from cowork_nsrun.streams import PIPE, Ends, Stream, Terminal
+from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
+
+AsyncPopenOptions = PopenOptions
+
+
+class AsyncRunOptions(CommandOptions, total=False):
+    """Options of :func:`run`."""
+
+    input: bytes | None
+    capture: bool
+
 
 if TYPE_CHECKING:
     from cowork_nsrun.policy.gate import OnDecision
@@ -50,6 +68,8 @@ class AsyncProcess:
         self._ended = self._loop.create_future()
         self._started = self._loop.create_future()
         self._watched = -1
+        self._told = -1
+        self._timer: asyncio.TimerHandle | None = None
         self._gone: asyncio.Future[None] | None = None
         self._transports: list[asyncio.BaseTransport] = []
         self.argv = argv
@@ -62,30 +82,43 @@ class AsyncProcess:
 
     def watch(self) -> None:
         """Begin to listen to the sandbox."""
-        self._handle.hold()
+        self._handle.hold(self)
         self._advance()
 
-    async def connect(self, ours: Mapping[str, int]) -> None:
-        """Take our ends of the streams over."""
-        for name in ("stdout", "stderr"):
-            if name in ours:
-                setattr(self, name, await self._reader(ours[name]))
-        if "stdin" in ours:
-            self.stdin = await self._writer(ours["stdin"])
-        if "terminal" in ours:
-            os.set_blocking(ours["terminal"], False)
-            self.terminal = Terminal(ours["terminal"])
+    def time_out_at(self, deadline: float) -> None:
+        """Let the loop keep the time too, where pid 1 may not: by ``time.monotonic()``."""
+        left = max(0.0, deadline - time.monotonic())
+        self._timer = self._loop.call_later(left, self.time_out)
 
-    async def _reader(self, fd: int) -> asyncio.StreamReader:
+    async def connect(self, ours: Mapping[str, Ours]) -> None:
+        """Take our ends of the streams over."""
+        files = {name: file for name, file in ours.items() if isinstance(file, io.FileIO)}
+        terminal = ours.get("terminal")
+        if isinstance(terminal, Terminal):
+            self.terminal = terminal
+            os.set_blocking(self.terminal.fileno(), False)
+        try:
+            for name in ("stdout", "stderr"):
+                if name in files:
+                    setattr(self, name, await self._reader(files[name]))
+            if "stdin" in files:
+                self.stdin = await self._writer(files["stdin"])
+        except BaseException:
+            # those that no transport has got hold of
+            for file in files.values():
+                file.close()
+            raise
+
+    async def _reader(self, file: io.FileIO) -> asyncio.StreamReader:
         reader = asyncio.StreamReader(limit=LIMIT, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
-        transport, _ = await self._loop.connect_read_pipe(lambda: protocol, _file(fd, "rb"))
+        transport, _ = await self._loop.connect_read_pipe(lambda: protocol, file)
         self._transports.append(transport)
         return reader
 
-    async def _writer(self, fd: int) -> asyncio.StreamWriter:
+    async def _writer(self, file: io.FileIO) -> asyncio.StreamWriter:
         transport, protocol = await self._loop.connect_write_pipe(
-            lambda: asyncio.streams.FlowControlMixin(loop=self._loop), _file(fd, "wb")
+            lambda: asyncio.streams.FlowControlMixin(loop=self._loop), file
         )
         self._transports.append(transport)
         return asyncio.StreamWriter(transport, protocol, None, self._loop)
@@ -99,12 +132,15 @@ class AsyncProcess:
             self._watch_fd(self._handle.fd)
             return
         self._watch_fd(-1)
+        self._end_told()
+        if self._timer is not None:
+            self._timer.cancel()
         self._total_ns = time.monotonic_ns() - self._begin
         for future in (self._started, self._ended):
             if not future.done():
                 future.set_result(None)
         # the last of its processes may take a moment to go: not in the loop's thread
-        self._gone = self._loop.run_in_executor(None, self._handle.release)
+        self._gone = self._loop.run_in_executor(None, self._handle.release, self)
 
     def _watch_fd(self, fd: int) -> None:
         if fd == self._watched:
@@ -162,15 +198,22 @@ class AsyncProcess:
         if self._handle.ended or fd < 0:
             return
         told = asyncio.Event()
+        self._told = fd
         self._loop.add_reader(fd, told.set)
         waiter = asyncio.ensure_future(told.wait())
         try:
             await asyncio.wait((waiter, self._ended), return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiter.cancel()
-            self._loop.remove_reader(fd)
-        if not self._handle.ended:
+            self._end_told()
+        if not self._ended.done():
             self._advance()
+
+    def _end_told(self) -> None:
+        # before that descriptor is given back: its number may be another's at once
+        if self._told >= 0:
+            self._loop.remove_reader(self._told)
+        self._told = -1
 
     async def wait(self) -> int:
         """Wait for the end; what the command left running is gone as well then.
@@ -231,7 +274,7 @@ class AsyncProcess:
         return Result(
             self.argv,
             code,
-            number if number in signal.valid_signals() else None,
+            number if number in SIGNALS else None,
             stdout,
             stderr,
             Timings(self._handle.spawn_ns, self._total_ns),
@@ -293,10 +336,6 @@ class AsyncProcess:
         await _finish_anyway(self.close())
 
 
-def _file(fd: int, mode: str) -> IO[bytes]:
-    return open(fd, mode, 0)
-
-
 async def _read(reader: asyncio.StreamReader | None) -> bytes:
     return b"" if reader is None else await reader.read()
 
@@ -348,6 +387,8 @@ async def popen(
         raise
     process = AsyncProcess(handle, plan.argv, begin)
     process.watch()
+    if timeout is not None:
+        process.time_out_at(begin / 1e9 + timeout)
     try:
         await process.connect(ends.take())
         await process.wait_started()
@@ -388,7 +429,7 @@ async def run(
     spec: Sandbox,
     *,
     input: bytes | None = None,
-    capture: Literal[True, False] = True,
+    capture: bool = True,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,

@@ -11,16 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import cowork_nsrun
-from cowork_nsrun import profile
+from cowork_nsrun import doctor, profile, seccomp
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import Ending
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import Result, popen, run
 from cowork_nsrun.relay import relay, window_size
-from cowork_nsrun.spec import LIMITS, Sandbox
+from cowork_nsrun.spec import LIMITS, Sandbox, SeccompProfile
 
 FAILED = 1
 USAGE = 2
@@ -78,6 +78,12 @@ def _run_parser() -> argparse.ArgumentParser:
         help="show the host's SRC, read-only; may be repeated")  # fmt: skip
     add("--tmpfs", metavar="DEST", action="append", default=[], help="an empty place in memory")
     add("--network", choices=["none", "host"], help="default: none, or the profile's")
+    add(
+        "--seccomp-profile",
+        metavar="NAME",
+        choices=get_args(SeccompProfile),
+        help="%(choices)s; default: default, or the profile's; see 'nsrun profile seccomp'",
+    )
     add("--allow-host", metavar="RULE", action="append", default=[],
         help="let RULE be reached, through a proxy: pypi.org:443, *.example.com, 192.0.2.0/24; "
         "may be repeated")  # fmt: skip
@@ -128,6 +134,8 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         spec = spec.tmpfs(dest)
     if options.network:
         spec = spec.network(options.network)
+    if options.seccomp_profile:
+        spec = spec.harden(options.seccomp_profile)
     if options.allow_host or options.deny_host:
         if options.network == "host":
             raise SpecError("--allow-host", "the host's whole network was asked for as well")
@@ -227,11 +235,16 @@ def _profile_show(options: argparse.Namespace) -> int:
     return 0
 
 
+def _profile_seccomp(options: argparse.Namespace) -> int:
+    sys.stdout.write(seccomp.describe(options.name) if options.name else seccomp.summary())
+    return 0
+
+
 def _profile(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="nsrun profile", description="Look at profiles, the files of 'nsrun run --profile'."
     )
-    parts = parser.add_subparsers(required=True, metavar="schema|check|show")
+    parts = parser.add_subparsers(required=True, metavar="schema|check|show|seccomp")
     part = parts.add_parser("schema", help="print the JSON schema, for editors")
     part.set_defaults(do=_profile_schema)
     part = parts.add_parser("check", help="say what is wrong; exit status 1 if something is")
@@ -241,6 +254,9 @@ def _profile(words: Sequence[str]) -> int:
     part.add_argument("file", metavar="FILE")
     part.add_argument("--format", choices=["toml", "json"], default="toml")
     part.set_defaults(do=_profile_show)
+    part = parts.add_parser("seccomp", help="print what a built-in seccomp profile refuses")
+    part.add_argument("name", nargs="?", choices=get_args(SeccompProfile), metavar="NAME")
+    part.set_defaults(do=_profile_seccomp)
     options = parser.parse_args(words)
     status: int = options.do(options)
     return status
@@ -269,6 +285,7 @@ def _sessions(words: Sequence[str]) -> int:
 
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
+    "doctor": doctor.main,
     "profile": _profile,
     "serve": _serve,
     "sessions": _sessions,

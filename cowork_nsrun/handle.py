@@ -8,6 +8,7 @@ import select
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,14 +19,15 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.program import find_program
+from cowork_nsrun.runner import IN_PROCESS, begin
 from cowork_nsrun.teardown import teardown
 
 log = logging.getLogger(__name__)
 
 SIGNAL_BASE = 128
-IN_PROCESS = "namespaces"
-BY_PROGRAM = "namespaces (nsrun program)"
+# asked for once: each answer is a new set of enumeration members
+SIGNALS = frozenset(signal.valid_signals())
+LONGEST_POLL = 86400.0  # seconds; poll(2) counts milliseconds in an int
 
 Stdio = tuple[int, int, int]
 
@@ -106,12 +108,16 @@ class Handle:
         self._enforcement = enforcement
         self.backend = backend
         self._owner = os.getpid()
-        self._changed = threading.Condition(threading.Lock())
-        self._pollers = 0
+        # by one thread more than once: a signal handler or a finalizer may come at any point.
+        # It is entered itself, not by the condition, where an interrupt could keep it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._pollers: dict[object, int] = {}
         self._outcome = _Outcome()
         self._started = False
         self._spawn_ns: int | None = None
         self._pid = 0
+        _living.add(self)
 
     # --- what is known ------------------------------------------------------------------
 
@@ -171,7 +177,7 @@ class Handle:
         if code and usage.pids_refused:
             return Ending.OUT_OF_PIDS
         number = code - SIGNAL_BASE
-        return Ending.SIGNALED if number in signal.valid_signals() else Ending.EXITED
+        return Ending.SIGNALED if number in SIGNALS else Ending.EXITED
 
     def _check_owner(self) -> None:
         if not self.is_ours():
@@ -191,22 +197,24 @@ class Handle:
     @contextmanager
     def polling(self) -> Iterator[None]:
         """Keep :attr:`fd` what it is."""
-        self.hold()
+        self._check_owner()
+        poller = object()
         try:
+            self.hold(poller)
             yield
         finally:
-            self.release()
+            self.release(poller)
 
-    def hold(self) -> None:
+    def hold(self, poller: object) -> None:
         """Begin of :meth:`polling`."""
         self._check_owner()
-        with self._changed:
-            self._pollers += 1
+        with self._lock:
+            self._pollers[poller] = threading.get_ident()
 
-    def release(self) -> None:
+    def release(self, poller: object) -> None:
         """End of :meth:`polling`; the last one frees what has ended, and may wait for that."""
-        with self._changed:
-            self._pollers -= 1
+        with self._lock:
+            self._pollers.pop(poller, None)
             if not self.ended or self._pollers or self._outcome.gone:
                 return
             self._finish()
@@ -214,7 +222,7 @@ class Handle:
 
     def advance(self) -> bool:
         """Take what there is, without blocking; True once the command has ended."""
-        with self._changed:
+        with self._lock:
             if self.ended:
                 return True
             try:
@@ -283,13 +291,16 @@ class Handle:
         """
         if not self._wait_until(lambda: self.ended, deadline):
             return False
-        with self._changed:
+        with self._lock:
             # another thread may still be looking at it: it is woken by the end as we were
             while not self._outcome.gone:
                 if not self._pollers:
                     self._finish()
+                elif set(self._pollers.values()) == {threading.get_ident()}:
+                    # this is a signal handler's call: whom it came in between will finish
+                    return True
                 else:
-                    self._changed.wait(_left(deadline))
+                    self._changed.wait(seconds_left(deadline))
                     if deadline is not None and time.monotonic() >= deadline:
                         return self._outcome.gone
         return True
@@ -330,9 +341,10 @@ class Handle:
     def _wait_until(self, reached: Callable[[], bool], deadline: float | None) -> bool:
         with self.polling():
             while not reached():
-                left = _left(deadline)
+                left = seconds_left(deadline)
                 if left is not None and left <= 0:
-                    return False
+                    self.advance()
+                    return reached()
                 poller = select.poll()
                 poller.register(self.fd, select.POLLIN)
                 poller.poll(None if left is None else left * 1000)
@@ -353,20 +365,21 @@ class Handle:
             NsrunError: it can't be sent.
         """
         self._check_owner()
-        with self._changed:
+        with self._lock:
             return not self.ended and self._child.signal(number)
 
     def time_out(self) -> None:
         """Kill everything, and call that the end of its time."""
-        with self._changed:
-            if not self.ended:
+        with self._lock:
+            # it may have come to its end in time, and nobody looked
+            if not self.advance():
                 self._outcome.timed_out = True
                 self._child.signal(signal.SIGKILL)
 
     def close(self) -> None:
         """Kill everything and wait until it is gone; may be called again."""
         self._check_owner()
-        with self._changed:
+        with self._lock:
             if self._outcome.gone:
                 return
             if not self.ended:
@@ -380,7 +393,7 @@ class Handle:
             NsrunError: with ``E2BIG`` if the command is too large for it.
         """
         self._check_owner()
-        with self._changed:
+        with self._lock:
             if self.ended or not self._child.hand(command.native, stdio):
                 return False
             if timeout is not None:
@@ -394,33 +407,45 @@ class Handle:
         if self.is_ours():
             self._finish()
         else:
-            self._child.forget()
+            self.forget()
+
+    def forget(self) -> None:
+        """In a forked copy of the program: close what this holds, and end nothing."""
+        self._child.forget()
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()
+_living: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # a copy of our ends would keep sandboxes alive whose owner has died
+    for handle in list(_living):
+        handle.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Until then, by ``time.monotonic()``; never more than poll(2) can wait."""
+    return None if deadline is None else min(LONGEST_POLL, deadline - time.monotonic())
 
 
 def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
-    """Start a plan: in process where that is possible, else by the nsrun program.
+    """Start a plan by whoever may; see :mod:`cowork_nsrun.runner`.
 
     Raises:
-        NsrunError: it can't be started; the cgroup is closed then.
+        NsrunError: it can't be started; what it has outside is given back then.
     """
     teardown().sweep()
-    child = _native.Child()
-    backend = IN_PROCESS
+    child: _native.Child | None = None
     try:
-        try:
-            child.start(plan.native, stdio)
-        except _native.NeedsProgram as reason:
-            log.debug("not in process: %s", reason)
-            backend = BY_PROGRAM
-            child.start_program(plan.native, find_program(), stdio)
+        child, backend = begin(plan, stdio)
         if enforcement.outlet is not None:
             enforcement.outlet.open()
+        return Handle(child, enforcement, backend)
     except BaseException:
-        child.close()
+        if child is not None:
+            child.close()
         enforcement.give_back()
         raise
-    return Handle(child, enforcement, backend)

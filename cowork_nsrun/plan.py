@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
@@ -29,6 +32,8 @@ from cowork_nsrun.spec import (
     Tmpfs,
     TmpOverlay,
 )
+
+TEMPLATES = 64  # compiled specs that are kept
 
 # CLONE_NEW*: linux/sched.h
 _CLONE = {
@@ -126,25 +131,14 @@ class Plan:
             SpecError: a value that can't be, named.
         """
         native = _native.Plan()
-        for word in _checked_argv(argv):
-            native.add_word(Words.ARGV, word)
-        for name, value in _environment(spec, env).items():
-            native.add_word(Words.ENV, f"{name}={value}")
-        for path in spec.lock_files:
-            native.add_word(Words.LOCK_FILES, path)
-        for operation in spec.filesystem:
-            native.add_op(_compile(operation))
-        _compile_identity(native, spec)
-        directory = spec.cwd if cwd is None else _checked_cwd(cwd)
-        if directory is not None:
-            native.set_string(String.CHDIR, directory)
-        native.set_number(Number.UNSHARE, sum(_CLONE[name] for name in spec.unshare))
-        native.set_number(Number.FLAGS, _flags(spec) | _compile_caps(native, spec))
-        for program in spec.seccomp:
-            native.add_seccomp(program)
-        Extras(rlimits=spec.limits.rlimits).apply(native)
-        if spec.timeout is not None and Namespace.PID in spec.unshare:
-            native.set_number(Number.TIMEOUT_MS, milliseconds(spec.timeout))
+        words = _checked_argv(argv)
+        native.read(_template(spec))
+        native.clear(Words.ARGV)
+        native.add_words(Words.ARGV, words)
+        environment = _environment(spec, env).items()
+        native.add_words(Words.ENV, [f"{name}={value}" for name, value in environment])
+        if cwd is not None:
+            native.set_string(String.CHDIR, _checked_cwd(cwd))
         extras.apply(native)
         native.check()
         return cls(native)
@@ -161,10 +155,9 @@ class Plan:
     ) -> Plan:
         """What a parked sandbox of that spec takes: command, environment, directory, limits."""
         native = _native.Plan()
-        for word in _checked_argv(argv):
-            native.add_word(Words.ARGV, word)
-        for name, value in _environment(spec, env).items():
-            native.add_word(Words.ENV, f"{name}={value}")
+        native.add_words(Words.ARGV, _checked_argv(argv))
+        environment = _environment(spec, env).items()
+        native.add_words(Words.ENV, [f"{name}={value}" for name, value in environment])
         if cwd is not None:
             native.set_string(String.CHDIR, _checked_cwd(cwd))
         Extras(rlimits=spec.limits.rlimits).apply(native)
@@ -264,6 +257,69 @@ class Plan:
 def milliseconds(seconds: float) -> int:
     """As the core counts time: at least one."""
     return max(1, round(seconds * 1000))
+
+
+class _Templates:
+    """What was compiled of the specs that were used last: most are used many times."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[int, tuple[Sandbox, bytes]] = OrderedDict()
+
+    def get(self, spec: Sandbox) -> bytes:
+        """The plan of a spec, without a command."""
+        # by identity, since comparing takes longer than compiling; a spec that is held here
+        # has its identity for itself
+        with self._lock:
+            found = self._known.get(id(spec))
+            if found is not None:
+                self._known.move_to_end(id(spec))
+                return found[1]
+        made = _compile_spec(spec)
+        with self._lock:
+            self._known[id(spec)] = (spec, made)
+            if len(self._known) > TEMPLATES:
+                self._known.popitem(last=False)
+        return made
+
+
+@cache
+def _templates() -> _Templates:
+    return _Templates()
+
+
+def _template(spec: Sandbox) -> bytes:
+    return _templates().get(spec)
+
+
+def _after_fork() -> None:
+    # another thread may have had the lock
+    _templates.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _compile_spec(spec: Sandbox) -> bytes:
+    native = _native.Plan()
+    # the reader wants a command
+    native.add_word(Words.ARGV, "command")
+    for path in spec.lock_files:
+        native.add_word(Words.LOCK_FILES, path)
+    for operation in spec.filesystem:
+        native.add_op(_compile(operation))
+    _compile_identity(native, spec)
+    if spec.cwd is not None:
+        native.set_string(String.CHDIR, spec.cwd)
+    native.set_number(Number.UNSHARE, sum(_CLONE[name] for name in spec.unshare))
+    native.set_number(Number.FLAGS, _flags(spec) | _compile_caps(native, spec))
+    profile = _native.seccomp_profile(spec.seccomp_profile).bpf
+    for program in (profile, *spec.seccomp) if profile else spec.seccomp:
+        native.add_seccomp(program)
+    Extras(rlimits=spec.limits.rlimits).apply(native)
+    if spec.timeout is not None and Namespace.PID in spec.unshare:
+        native.set_number(Number.TIMEOUT_MS, milliseconds(spec.timeout))
+    return native.write()
 
 
 def _checked_argv(argv: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -64,7 +64,10 @@ class _Store:
         self._size = size
         self._max_age = max_age
         self._owner = os.getpid()
-        self._changed = threading.Condition(threading.Lock())
+        # by one thread more than once: finalizers come here at any point.
+        # It is entered itself, not by the condition, where an interrupt could keep it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._parked: deque[_Parked] = deque()
         self._waste: list[Handle] = []
         self._closed = False
@@ -72,24 +75,37 @@ class _Store:
         self._counts = {"handed": 0, "fresh": 0, "discarded": 0, "failed": 0}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._work, name="nsrun-pool", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._null)
+            raise
 
     # --- the thread -----------------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waste and not self._closed and not self._room():
-                    self._changed.wait(self._rest())
-                    self._expire()
-                waste, self._waste = self._waste, []
-                closed, room = self._closed, self._room()
-            for handle in waste:
+        try:
+            while self._work_once():
+                pass
+        finally:
+            os.close(self._null)
+
+    def _work_once(self) -> bool:
+        """Throw away, make one; False once it is closed."""
+        with self._lock:
+            while not self._waste and not self._closed and not self._room():
+                self._changed.wait(self._rest())
+                self._expire()
+            waste, self._waste = self._waste, []
+            closed, room = self._closed, self._room()
+        for handle in waste:
+            try:
                 handle.close()
-            if closed:
-                return
-            if room:
-                self._add()
+            except NsrunError as error:
+                log.warning("can't end a sandbox that was made ahead: %s", error)
+        if room and not closed:
+            self._add()
+        return not closed
 
     def _room(self) -> bool:
         return len(self._parked) < self._size and time.monotonic() >= self._retry_at
@@ -111,13 +127,13 @@ class _Store:
     def _add(self) -> None:
         try:
             handle = self._park()
-        except NsrunError as error:
+        except (NsrunError, OSError, MemoryError) as error:
             log.warning("can't make a sandbox ahead: %s", error)
-            with self._changed:
+            with self._lock:
                 self._counts["failed"] += 1
                 self._retry_at = time.monotonic() + RETRY_AFTER
             return
-        with self._changed:
+        with self._lock:
             if not self._closed:
                 self._parked.append(_Parked(handle, time.monotonic()))
                 self._changed.notify_all()
@@ -157,7 +173,7 @@ class _Store:
     def hand(self, command: Plan, ends: Ends, timeout: float | None) -> Handle | None:
         """A sandbox that has got the command; None if none was ready, or it is too large."""
         while True:
-            with self._changed:
+            with self._lock:
                 self._expire()
                 parked = self._parked.popleft() if self._parked else None
             if parked is None:
@@ -168,31 +184,37 @@ class _Store:
                     self.count("handed")
                     return parked.handle
             except NsrunError as error:
-                with self._changed:
-                    self._parked.appendleft(parked)
+                self._put_back(parked)
                 if error.errno != errno.E2BIG:
                     raise
                 self.count("fresh")
                 return None
-            with self._changed:
+            with self._lock:
                 self._counts["discarded"] += 1
                 self._waste.append(parked.handle)
 
+    def _put_back(self, parked: _Parked) -> None:
+        with self._lock:
+            if not self._closed:
+                self._parked.appendleft(parked)
+                return
+        parked.handle.close()
+
     def refill(self) -> None:
         """Once the command that got the last one is on its way: making one takes time."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def count(self, what: str) -> None:
-        with self._changed:
+        with self._lock:
             self._counts[what] += 1
 
     def stats(self) -> PoolStats:
-        with self._changed:
+        with self._lock:
             return PoolStats(len(self._parked), **self._counts)
 
     def wait_full(self, deadline: float | None) -> bool:
-        with self._changed:
+        with self._lock:
             while len(self._parked) < self._size and not self._closed:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -203,15 +225,16 @@ class _Store:
     def close(self) -> None:
         if os.getpid() != self._owner:
             return
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._waste += [parked.handle for parked in self._parked]
             self._parked.clear()
             self._changed.notify_all()
-        self._thread.join()
-        os.close(self._null)
+        # a finalizer may run in that very thread, which then comes to its end by itself
+        if self._thread is not threading.current_thread():
+            self._thread.join()
 
 
 class Pool:

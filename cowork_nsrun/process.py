@@ -6,21 +6,22 @@ import io
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, overload
 
 from cowork_nsrun._native import Number, PlanFlag
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, Ending, Handle, Usage, start
+from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, SIGNALS, Ending, Handle, Usage, start
 from cowork_nsrun.plan import Extras, Plan, milliseconds
 from cowork_nsrun.spec import Namespace, Sandbox
-from cowork_nsrun.streams import PIPE, Ends, OutOfTime, Pump, Stream, Terminal
+from cowork_nsrun.streams import PIPE, Ends, Ours, OutOfTime, Pump, Stream, Terminal
 
 if TYPE_CHECKING:
     from cowork_nsrun.policy import EgressThread
@@ -30,6 +31,31 @@ log = logging.getLogger(__name__)
 
 Output = TypeVar("Output", bytes, str)
 Argv = Sequence[str | os.PathLike[str]]
+
+
+class CommandOptions(TypedDict, total=False):
+    """What can be said about every command."""
+
+    cwd: str | os.PathLike[str] | None
+    env: Mapping[str, str] | None
+    timeout: float | None
+    on_egress: OnDecision | None
+
+
+class PopenOptions(CommandOptions, total=False):
+    """Options of :func:`popen`, but ``text``."""
+
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    pty: bool | tuple[int, int]
+
+
+class RunOptions(CommandOptions, total=False):
+    """Options of :func:`run`, but ``text``."""
+
+    input: bytes | str | None
+    capture: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,26 +137,31 @@ class Process(Generic[Output]):
         handle: Handle,
         *,
         argv: tuple[str, ...],
-        ours: Mapping[str, int],
+        ours: Mapping[str, Ours],
         text: bool,
         timeout: float | None,
         begin: int,
     ) -> None:
-        self._handle = handle
         self._text = text
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._begin = begin
         self._total_ns = 0
+        # held while the streams are in somebody's hands, or closed
+        self._streams = threading.RLock()
+        self._talking = False
         self.argv = argv
         self.stdin = self._file(ours.get("stdin"), "w")
         self.stdout = self._file(ours.get("stdout"), "r")
         self.stderr = self._file(ours.get("stderr"), "r")
-        self.terminal = Terminal(ours["terminal"]) if "terminal" in ours else None
+        terminal = ours.get("terminal")
+        self.terminal = terminal if isinstance(terminal, Terminal) else None
+        # last: without it there is nothing to close
+        self._handle = handle
 
-    def _file(self, fd: int | None, mode: str) -> IO[Any] | None:
-        if fd is None:
+    def _file(self, raw: Ours | None, mode: str) -> IO[Any] | None:
+        if raw is None:
             return None
-        binary: IO[Any] = open(fd, mode + "b")  # noqa: SIM115 - closed by close()
+        binary: IO[Any] = io.BufferedWriter(raw) if mode == "w" else io.BufferedReader(raw)
         if not self._text:
             return binary
         errors = "strict" if mode == "w" else "backslashreplace"
@@ -199,10 +230,11 @@ class Process(Generic[Output]):
 
     def _wait(self, timeout: float | None) -> bool:
         until = None if timeout is None else time.monotonic() + timeout
-        while not self._handle.wait(_earlier(until, self._deadline)):
-            if self._deadline is not None and time.monotonic() >= self._deadline:
+        deadline = self._deadline
+        while not self._handle.wait(_earlier(until, deadline)):
+            if deadline is not None and time.monotonic() >= deadline:
                 self._handle.time_out()
-                self._deadline = None
+                deadline = None
             else:
                 return False
         self._note_total()
@@ -227,7 +259,26 @@ class Process(Generic[Output]):
             TimeoutExpired: with what was collected until then.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        data = input.encode() if isinstance(input, str) else input or b""
+        data = input.encode() if isinstance(input, str) else input
+        with self._streams:
+            self._talking = True
+            try:
+                out, err, in_time = self._talk(data, until)
+            finally:
+                self._talking = False
+        self._note_total()
+        if not in_time:
+            assert timeout is not None
+            raise TimeoutExpired(timeout, out, err)
+        if self._text:
+            return _as_text(out), _as_text(err)  # type: ignore[return-value] # Output is str
+        return out, err  # type: ignore[return-value] # Output is bytes
+
+    def _talk(self, data: bytes | None, until: float | None) -> tuple[bytes, bytes, bool]:
+        first = self.stdout if self.terminal is None else self.terminal
+        numbers = [
+            -1 if file is None or file.closed else file.fileno() for file in (first, self.stderr)
+        ]
         pump = self._pump(data)
         in_time = True
         try:
@@ -240,35 +291,32 @@ class Process(Generic[Output]):
                 pump.run(self._handle, None)
         finally:
             pump.close()
-        self._note_total()
-        out, err = self._collected(pump)
-        if not in_time:
-            assert timeout is not None
-            raise TimeoutExpired(timeout, out, err)
-        if self._text:
-            return _as_text(out), _as_text(err)  # type: ignore[return-value] # Output is str
-        return out, err  # type: ignore[return-value] # Output is bytes
+        out, err = (bytes(pump.output.get(number, b"")) for number in numbers)
+        return out, err, in_time
 
-    def _pump(self, data: bytes) -> Pump:
+    def _pump(self, data: bytes | None) -> Pump:
         if data and self.stdin is None and self.terminal is None:
             raise SpecError("input", "there is no pipe to standard input")
         if self.stdin is not None and not self.stdin.closed:
-            self.stdin.flush()
+            with suppress(BrokenPipeError):
+                self.stdin.flush()
         outputs: list[IO[Any] | Terminal] = _open_ones((self.stdout, self.stderr, self.terminal))
         inputs: list[IO[Any] | Terminal] = _open_ones((self.stdin,))
+        if self.terminal is not None and data is not None:
+            inputs = _open_ones((self.terminal,))
+            data += self.terminal.end_of(data)
         files = {file.fileno(): file for file in (*outputs, *inputs)}
+
+        def close(fd: int) -> None:
+            with suppress(BrokenPipeError):
+                files[fd].close()
+
         return Pump(
-            data,
+            data or b"",
             [file.fileno() for file in inputs],
             [file.fileno() for file in outputs],
-            lambda fd: files[fd].close(),
+            close,
         )
-
-    def _collected(self, pump: Pump) -> tuple[bytes, bytes]:
-        parts = iter(pump.output.values())
-        first = self.stdout is not None or self.terminal is not None
-        out = bytes(next(parts, b"")) if first else b""
-        return out, bytes(next(parts, b""))
 
     def result(self, stdout: Output | None = None, stderr: Output | None = None) -> Result[Output]:
         """How it ended, with output that was collected.
@@ -284,7 +332,7 @@ class Process(Generic[Output]):
         return Result(
             self.argv,
             code,
-            number if number in signal.valid_signals() else None,
+            number if number in SIGNALS else None,
             none if stdout is None else stdout,
             none if stderr is None else stderr,
             Timings(self._handle.spawn_ns, self._total_ns),
@@ -331,11 +379,14 @@ class Process(Generic[Output]):
         """Kill everything that is left in the sandbox, and close our ends of its streams."""
         self._handle.close()
         self._note_total()
-        for file in (self.stdin, self.stdout, self.stderr, self.terminal):
-            if file is not None:
-                # what is still buffered for a command that has ended
-                with suppress(BrokenPipeError):
-                    file.close()
+        with self._streams:
+            # a signal handler's call, in the midst of communicate(), leaves them to that
+            files = () if self._talking else (self.stdin, self.stdout, self.stderr, self.terminal)
+            for file in files:
+                if file is not None:
+                    # what is still buffered for a command that has ended
+                    with suppress(BrokenPipeError):
+                        file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -351,7 +402,12 @@ class Process(Generic[Output]):
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
         if handle is not None and not handle.ended and handle.is_ours():
-            warnings.warn(f"{self!r} was dropped: it is killed", ResourceWarning, 2, source=self)
+            try:
+                text = f"{self!r} was dropped: it is killed"
+                warnings.warn(text, ResourceWarning, 2, source=self)
+            finally:
+                # whoever records the warning keeps this object
+                self.close()
 
 
 def _open_ones(files: tuple[IO[Any] | Terminal | None, ...]) -> list[IO[Any] | Terminal]:

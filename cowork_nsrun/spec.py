@@ -23,12 +23,18 @@ from typing import (
     Self,
     TypedDict,
     Unpack,
+    get_args,
+    overload,
 )
 
 from cowork_nsrun.errors import SpecError
 
 if TYPE_CHECKING:
+    # what runs a spec is imported by the methods that do: a spec alone is a value
+    from cowork_nsrun.aio import AsyncPopenOptions, AsyncProcess, AsyncRunOptions
     from cowork_nsrun.policy.rules import EgressRules
+    from cowork_nsrun.pool import Pool
+    from cowork_nsrun.process import Argv, PopenOptions, Process, Result, RunOptions
 
 PATH_MAX = 4096
 MODE_MAX = 0o7777
@@ -590,6 +596,9 @@ class LimitChanges(TypedDict, total=False):
     best_effort: bool
 
 
+# the built-in lists of what the kernel refuses, as the core names them
+SeccompProfile = Literal["default", "nesting", "strict", "none"]
+
 # every namespace that "--unshare-all" takes without "if possible"
 _ALL = frozenset({Namespace.IPC, Namespace.PID, Namespace.NET, Namespace.UTS})
 _TRY = frozenset({Namespace.USER, Namespace.CGROUP})
@@ -637,7 +646,10 @@ class Sandbox:
         environment: what is then set, or, with None, removed.
         caps_add: names of capabilities to grant, such as ``cap_net_raw``, or ``ALL``.
         caps_drop: those to take away; a name is in one of both.
-        seccomp: BPF programs to load just before the command starts.
+        seccomp_profile: a built-in list of what the kernel refuses to the command:
+            ``default``, ``nesting`` (for commands that bring a sandbox of their own),
+            ``strict`` or ``none``; see docs/hardening.md.
+        seccomp: BPF programs to load after it, just before the command starts.
         new_session: leave the terminal's session, so that nothing can be typed into it.
         die_with_parent: the sandbox ends with the program that started it.
         as_pid_1: the command itself is pid 1 inside; needs PID in ``unshare``.
@@ -662,6 +674,7 @@ class Sandbox:
     environment: tuple[tuple[str, str | None], ...] = ()
     caps_add: frozenset[str] = frozenset()
     caps_drop: frozenset[str] = frozenset()
+    seccomp_profile: SeccompProfile = "none"
     seccomp: tuple[bytes, ...] = field(default=(), repr=False)
     new_session: bool = False
     die_with_parent: bool = False
@@ -752,6 +765,10 @@ class Sandbox:
         both = self.caps_add & self.caps_drop
         if both:
             raise _refuse(self, "caps_drop", f"{min(both)} is in caps_add too")
+        if self.seccomp_profile not in get_args(SeccompProfile):
+            known = ", ".join(get_args(SeccompProfile))
+            problem = f"{self.seccomp_profile!r} is unknown; there are: {known}"
+            raise _refuse(self, "seccomp_profile", problem)
         if isinstance(self.seccomp, bytes) or not isinstance(self.seccomp, Sequence):
             raise _refuse(self, "seccomp", "a sequence of programs is wanted")
         for program in self.seccomp:
@@ -778,8 +795,8 @@ class Sandbox:
         """The system's programs, read-only, and nothing else of the host.
 
         /usr and the public part of /etc; new /dev, /proc and /tmp; every namespace of
-        its own, so no network and no host processes; no capabilities; an environment of
-        PATH, HOME, LANG and TERM alone.
+        its own, so no network and no host processes; no capabilities; the default seccomp
+        profile; an environment of PATH, HOME, LANG and TERM alone.
         """
         kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
         etc = (f"/etc/{name}" for name in _PUBLIC_ETC)
@@ -802,6 +819,7 @@ class Sandbox:
             clear_env=True,
             environment=(("PATH", _PATH), ("HOME", "/home/user"), *kept.items()),
             caps_drop=frozenset({"all"}),
+            seccomp_profile="default",
             new_session=True,
             die_with_parent=True,
         )
@@ -833,7 +851,8 @@ class Sandbox:
         """The sandbox of a Cowork session: bwrap's command line there, as a value.
 
         The system read-only, an empty home, and the user's folders below
-        ``/sessions/SESSION/mnt``.  Host network; own processes.
+        ``/sessions/SESSION/mnt``.  Host network; own processes; a seccomp profile that
+        lets the session's program make sandboxes of its own.
 
         Arguments:
             session: name of the session.
@@ -880,6 +899,7 @@ class Sandbox:
             ),
             unshare=frozenset({Namespace.PID}),
             cwd=f"{root}/mnt/{shown[0]}" if shown else f"{root}/mnt",
+            seccomp_profile="nesting",
             new_session=True,
             die_with_parent=True,
         )
@@ -962,6 +982,10 @@ class Sandbox:
         pairs = (*self.environment, *(changes or {}).items(), *more.items())
         return replace(self, environment=pairs)
 
+    def harden(self, profile: SeccompProfile = "default") -> Self:
+        """A copy with that seccomp profile; ``none`` takes it away."""
+        return replace(self, seccomp_profile=profile)
+
     def network(self, mode: Literal["none", "host"]) -> Self:
         """A copy with no network but an own loopback device, or with the host's."""
         if mode not in {"none", "host"}:
@@ -987,6 +1011,66 @@ class Sandbox:
             allow_private=before.allow_private or allow_private,
         )
         return replace(self, unshare=self.unshare | {Namespace.NET}, egress=egress)
+
+    # --- commands in it -----------------------------------------------------------------
+
+    @overload
+    def popen(
+        self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes]: ...
+    @overload
+    def popen(
+        self, argv: Argv, *, text: Literal[True], **options: Unpack[PopenOptions]
+    ) -> Process[str]: ...
+    def popen(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[PopenOptions]
+    ) -> Process[bytes] | Process[str]:
+        """Start a command: :func:`cowork_nsrun.popen`, whose options and errors these are."""
+        from cowork_nsrun.process import popen  # noqa: PLC0415 - it imports this module
+
+        call: Any = popen
+        process: Process[bytes] | Process[str] = call(argv, self, text=text, **options)
+        return process
+
+    @overload
+    def run(
+        self, argv: Argv, *, text: Literal[False] = False, **options: Unpack[RunOptions]
+    ) -> Result[bytes]: ...
+    @overload
+    def run(
+        self, argv: Argv, *, text: Literal[True], **options: Unpack[RunOptions]
+    ) -> Result[str]: ...
+    def run(
+        self, argv: Argv, *, text: bool = False, **options: Unpack[RunOptions]
+    ) -> Result[bytes] | Result[str]:
+        """Run a command to its end: :func:`cowork_nsrun.run`, whose options and errors these are.
+
+        >>> Sandbox.minimal().run(["echo", "hello"], text=True).stdout
+        'hello\\n'
+        """
+        from cowork_nsrun.process import run  # noqa: PLC0415 - it imports this module
+
+        call: Any = run
+        result: Result[bytes] | Result[str] = call(argv, self, text=text, **options)
+        return result
+
+    async def apopen(self, argv: Argv, **options: Unpack[AsyncPopenOptions]) -> AsyncProcess:
+        """Start a command from asyncio: :func:`cowork_nsrun.aio.popen`."""
+        from cowork_nsrun.aio import popen  # noqa: PLC0415 - it imports this module
+
+        return await popen(argv, self, **options)
+
+    async def arun(self, argv: Argv, **options: Unpack[AsyncRunOptions]) -> Result[bytes]:
+        """Run a command to its end from asyncio: :func:`cowork_nsrun.aio.run`."""
+        from cowork_nsrun.aio import run  # noqa: PLC0415 - it imports this module
+
+        return await run(argv, self, **options)
+
+    def pool(self, size: int = 4, *, max_age: float = 300.0) -> Pool:
+        """Keep that many ready for their command: :class:`cowork_nsrun.Pool`."""
+        from cowork_nsrun.pool import Pool  # noqa: PLC0415 - it imports this module
+
+        return Pool(self, size, max_age=max_age)
 
 
 def _resolver() -> tuple[Operation, ...]:

@@ -10,13 +10,12 @@ import selectors
 import struct
 import subprocess
 import termios
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from cowork_nsrun.errors import SpecError
-from cowork_nsrun.handle import Handle, Stdio
+from cowork_nsrun.handle import Handle, Stdio, seconds_left
 
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT
@@ -24,6 +23,8 @@ DEVNULL = subprocess.DEVNULL
 
 CHUNK = 1 << 18
 STREAMS = ("stdin", "stdout", "stderr")
+STDERR = 2
+MODES = {"stdin": "wb", "stdout": "rb", "stderr": "rb"}
 TERMINAL_SIZE = (24, 80)
 
 
@@ -57,9 +58,14 @@ class Fds:
         self.close_all()
 
     def own(self, fd: int) -> int:
-        """Close it later."""
+        """Close it later.  Where our own stdio is closed it is moved out of that place."""
         self._open.add(fd)
-        return fd
+        if fd > STDERR:
+            return fd
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
+        self._open.add(moved)
+        os.close(self.give_up(fd))
+        return moved
 
     def give_up(self, fd: int) -> int:
         """It is somebody else's to close now."""
@@ -68,8 +74,12 @@ class Fds:
 
     def pipe(self) -> tuple[int, int]:
         """Both ends, close-on-exec."""
-        r, w = os.pipe()
-        return self.own(r), self.own(w)
+        self._open.update(ends := os.pipe())
+        r, w = map(self.own, ends)
+        return r, w
+
+    def __del__(self) -> None:
+        self.close_all()
 
     def close_all(self) -> None:
         """Close what was not given up."""
@@ -86,7 +96,13 @@ class Terminal(io.RawIOBase):
 
     def fileno(self) -> int:
         """Its descriptor."""
+        self._check_open()
         return self._fd
+
+    def _check_open(self) -> None:
+        # the number may be another's by then
+        if self.closed:
+            raise ValueError("the terminal is closed")
 
     def isatty(self) -> bool:
         """It is one."""
@@ -102,6 +118,7 @@ class Terminal(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int | None:
         """Take what was written to the terminal."""
+        self._check_open()
         try:
             data = os.read(self._fd, len(buffer))
         except BlockingIOError:
@@ -116,20 +133,39 @@ class Terminal(io.RawIOBase):
 
     def write(self, data: Any, /) -> int | None:
         """Type; returns how many bytes were taken."""
+        self._check_open()
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
             return None
 
     def resize(self, rows: int, columns: int) -> None:
-        """Change the window's size; the command gets a SIGWINCH."""
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        """Change the window's size; the command gets a SIGWINCH.
+
+        Raises:
+            SpecError: no window has that size.
+        """
+        self._check_open()
+        _set_size(self._fd, (rows, columns))
+
+    def end_of(self, data: bytes) -> bytes:
+        """What is to be typed behind that so that the command reads an end of file."""
+        _, _, _, local, _, _, special = termios.tcgetattr(self.fileno())
+        if not local & termios.ICANON:
+            return b""
+        # at the begin of a line once, elsewhere the first one ends the line
+        end = bytes(special[termios.VEOF])
+        return end if not data or data.endswith(b"\n") else 2 * end
 
     def close(self) -> None:
         """Hang up."""
         if not self.closed:
             os.close(self._fd)
         super().close()
+
+
+#: unbuffered
+Ours = io.FileIO | Terminal
 
 
 class Ends:
@@ -158,11 +194,11 @@ class Ends:
         theirs: list[int] = []
         for number, (name, stream) in enumerate(zip(STREAMS, wanted, strict=True)):
             if stream is None:
-                theirs.append(number)
+                theirs.append(number if _is_open(number) else self._null())
             elif stream == PIPE:
                 theirs.append(self._pipe(name))
             elif stream == DEVNULL:
-                theirs.append(self._fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
+                theirs.append(self._null())
             elif stream == STDOUT:
                 if name != "stderr":
                     raise SpecError(name, "STDOUT is for stderr alone")
@@ -170,6 +206,9 @@ class Ends:
             else:
                 theirs.append(_descriptor(name, stream))
         return cast(Stdio, tuple(theirs))
+
+    def _null(self) -> int:
+        return self._fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
     def _pipe(self, name: str) -> int:
         r, w = self._fds.pipe()
@@ -182,24 +221,43 @@ class Ends:
         for name, stream in zip(STREAMS, wanted, strict=True):
             if stream is not None:
                 raise SpecError(name, "is the terminal where there is a pty")
-        ours, theirs = os.openpty()
-        self._fds.own(ours)
-        self._fds.own(theirs)
+        ours, theirs = map(self._fds.own, os.openpty())
         self.ours["terminal"] = ours
-        rows, columns = TERMINAL_SIZE if isinstance(size, bool) else size
-        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        _set_size(ours, TERMINAL_SIZE if isinstance(size, bool) else size)
         return theirs, theirs, theirs
 
-    def take(self) -> dict[str, int]:
+    def take(self) -> dict[str, Ours]:
         """Our ends, now the caller's to close; the command's ends are closed here."""
-        for fd in self.ours.values():
-            self._fds.give_up(fd)
+        taken = {name: self._owner(name) for name in self.ours}
         self._fds.close_all()
-        return self.ours
+        return taken
+
+    def _owner(self, name: str) -> Ours:
+        """One of them, as something that closes it when it is dropped."""
+        if name == "terminal":
+            return Terminal(self._fds.give_up(self.ours[name]))
+        return io.FileIO(self._fds.give_up(self.ours[name]), MODES[name])
 
     def close(self) -> None:
         """All of them."""
         self._fds.close_all()
+
+
+def _set_size(fd: int, size: tuple[int, int]) -> None:
+    try:
+        rows, columns = size
+        packed = struct.pack("HHHH", rows, columns, 0, 0)
+    except (TypeError, ValueError, struct.error) as error:
+        raise SpecError("pty", f"{size!r} are no rows and columns from 0 to 65535") from error
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, packed)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def _descriptor(name: str, stream: int | HasFileno) -> int:
@@ -218,7 +276,7 @@ class Pump:
 
     Arguments:
         data: for its standard input, if that is in ``inputs``.
-        inputs: our ends to write ``data`` to, and then to close.
+        inputs: our ends to write ``data`` to, and then to close, unless they are read too.
         outputs: our ends to read.
         close: closes one of our ends.
     """
@@ -231,20 +289,28 @@ class Pump:
         self._close = close
         self.output: dict[int, bytearray] = {fd: bytearray() for fd in outputs}
         for fd in inputs:
-            if data:
-                self._watch(fd, selectors.EVENT_WRITE, self._feed)
+            if fd in outputs:
+                self._watch(fd, selectors.EVENT_READ | selectors.EVENT_WRITE, self._converse)
+            elif data:
+                self._watch(fd, selectors.EVENT_WRITE, lambda fd, _: self._feed(fd))
             else:
                 close(fd)
-        for fd in outputs:
-            self._watch(fd, selectors.EVENT_READ, self._collect)
+        for fd in set(outputs) - set(inputs):
+            self._watch(fd, selectors.EVENT_READ, lambda fd, _: self._collect(fd))
 
-    def _watch(self, fd: int, event: int, action: Callable[[int], bool]) -> None:
+    def _watch(self, fd: int, event: int, action: Callable[[int, int], bool]) -> None:
         os.set_blocking(fd, False)
         self._selector.register(fd, event, action)
 
     def _forget(self, fd: int) -> None:
         self._selector.unregister(fd)
         self._close(fd)
+
+    def _converse(self, fd: int, events: int) -> bool:
+        """Both with a terminal; False at its end."""
+        if events & selectors.EVENT_WRITE and not self._feed(fd):
+            self._selector.modify(fd, selectors.EVENT_READ, lambda fd, _: self._collect(fd))
+        return not events & selectors.EVENT_READ or self._collect(fd)
 
     def _feed(self, fd: int) -> bool:
         """Write what fits; False once there is no more to write."""
@@ -255,6 +321,9 @@ class Pump:
             return True
         except BrokenPipeError:
             pass  # the command wants no more of it
+        except OSError as error:
+            if error.errno != errno.EIO:  # the same of a terminal
+                raise
         return False
 
     def _collect(self, fd: int) -> bool:
@@ -283,6 +352,8 @@ class Pump:
         self._drain()
 
     def _attend(self, handle: Handle, deadline: float | None) -> None:
+        if handle.advance():
+            return
         watched = handle.fd
         self._selector.register(watched, selectors.EVENT_READ)
         try:
@@ -291,11 +362,11 @@ class Pump:
                     self._selector.unregister(watched)
                     watched = handle.fd
                     self._selector.register(watched, selectors.EVENT_READ)
-                left = None if deadline is None else deadline - time.monotonic()
+                left = seconds_left(deadline)
                 if left is not None and left <= 0:
                     raise OutOfTime
-                for key, _ in self._selector.select(left):
-                    if key.fd != watched and not key.data(key.fd):
+                for key, events in self._selector.select(left):
+                    if key.fd != watched and not key.data(key.fd, events):
                         self._forget(key.fd)
         finally:
             self._selector.unregister(watched)

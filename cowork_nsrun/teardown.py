@@ -16,57 +16,96 @@ from functools import cache
 from cowork_nsrun import _native
 
 PATIENCE = 0.05
+IDLE = 2.0
 
 
 class Teardown:
     """What this process still has to give back."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # by one thread more than once: finalizers come here at any point.
+        # It is entered itself, not by the condition, where an interrupt could keep it held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._ending: deque[_native.Child] = deque()
+        self._closing = 0
         self._thread: threading.Thread | None = None
-        self._hurry = False
+        self._stopping = False
 
     def add(self, child: _native.Child) -> None:
         """Give it back soon."""
-        with self._changed:
+        with self._lock:
             self._ending.append(child)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._work, name="nsrun-teardown", daemon=True
                 )
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    # no more threads, or none at all: PEP 554's isolated interpreters
+                    self._thread = None
+                    self._ending.remove(child)
+                    child.close()
 
     def sweep(self) -> None:
         """Give back what has ended by now, the oldest first."""
         if not self._ending:
             return
-        with self._changed:
+        with self._lock:
             while self._ending and self._ending[0].try_close():
                 self._ending.popleft()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                if not self._hurry:
-                    # the next start gives it back for less
+        """Look now and then: whoever starts the next one gives the last one back for less."""
+        idle = 0.0
+        while idle < IDLE:
+            with self._lock:
+                if not self._stopping:
                     self._changed.wait(PATIENCE)
-                if not self._ending:
-                    self._thread = None
-                    return
-                child = self._ending.popleft()
+                if self._stopping:
+                    break
+            idle = 0.0 if self._close_one() else idle + PATIENCE
+        with self._lock:
+            self._thread = None
+
+    def _close_one(self) -> bool:
+        with self._lock:
+            if not self._ending:
+                return False
+            child = self._ending.popleft()
+            self._closing += 1
+        try:
             child.close()
+        finally:
+            with self._lock:
+                self._closing -= 1
+                self._changed.notify_all()
+        return True
+
+    def drain(self) -> None:
+        """Wait until nothing is left."""
+        while self._close_one():
+            pass
+        with self._lock:
+            while self._closing:
+                self._changed.wait()
 
     def settle(self) -> None:
-        """Wait until nothing is left."""
-        with self._changed:
+        """Wait until nothing is left, the thread included."""
+        self.drain()
+        with self._lock:
             thread = self._thread
-            self._hurry = True
+            self._stopping = True
             self._changed.notify_all()
-        if thread is not None:
-            thread.join()
-        with self._changed:
-            self._hurry = False
+        try:
+            if thread is not None:
+                thread.join()
+        finally:
+            with self._lock:
+                self._stopping = False
+        # an interrupt, or another thread, may have left something meanwhile
+        self.drain()
 
     def forget(self) -> None:
         """In a forked copy of the process: these are not ours."""
@@ -92,5 +131,6 @@ def settle() -> None:
     """Wait until the kernel has taken down every sandbox whose command has ended.
 
     Never needed for a command's effects: its processes are gone when its end is known.
+    A subinterpreter has to call it before it is ended.
     """
     teardown().settle()

@@ -22,6 +22,8 @@ LINES = (
     "--overlay-src /l --overlay /rw /wk /o --remount-ro /o --chmod 0600 /f --mqueue /q true",
     "--clearenv --setenv A b --unsetenv A --cap-drop ALL --cap-add CAP_NET_RAW true",
     "--seccomp 22 --sync-fd 20 --block-fd 21 --info-fd 20 --json-status-fd 21 true",
+    "--seccomp-profile strict --add-seccomp-fd 22 --seccomp-profile default true",
+    "--seccomp 22 --seccomp-profile nesting true",
     "--add-seccomp-fd 22 --lock-file /l --unshare-pid --argv0 name true",
     "--args 20 true",
     "--args 21 --bind-fd 20 /x --ro-bind-fd 21 /y true",

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 from cowork_nsrun._native._core import ffi, lib
 from cowork_nsrun.errors import NsrunError
@@ -127,6 +128,9 @@ class Op:
     layers: tuple[str, ...] = ()
 
 
+STEP_CLONE: int = lib.nsr_step_clone()
+
+
 def version() -> str:
     """The version of the core; the package's own."""
     return _str(lib.nsr_version())
@@ -234,6 +238,18 @@ class Plan:
     def add_word(self, which: Words, value: str) -> None:
         """Add to a list."""
         _check(lib.nsr_plan_add_word(self._plan, which, _raw(value)))
+
+    def add_words(self, which: Words, values: Sequence[str]) -> None:
+        """Add many at once."""
+        text = "".join([f"{value}\0" for value in values])
+        if text.count("\0") != len(values):
+            raise NsrunError("a NUL byte in a word", errno=errno.EINVAL)
+        raw = os.fsencode(text)
+        _check(lib.nsr_plan_add_words(self._plan, which, raw, len(raw)))
+
+    def clear(self, which: Words) -> None:
+        """Empty a list."""
+        _check(lib.nsr_plan_clear(self._plan, which))
 
     def add_op(self, op: Op) -> None:
         """Add a filesystem operation."""
@@ -440,6 +456,132 @@ class Child:
     def forget(self) -> None:
         """For a forked copy of the process that started it: free, and kill nothing."""
         lib.nsr_child_forget(self._child)
+
+
+class SeccompTest(NamedTuple):
+    """What a rule asks of an argument; ``kind`` is ``any``, ``bits``, ``above`` or ``not``."""
+
+    kind: str
+    arg: int
+    mask: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeccompRule:
+    """One row of the table of the seccomp profiles; all of ``tests`` hold for it to act."""
+
+    call: str
+    when: str
+    answer: str
+    errno: int
+    profiles: frozenset[str]
+    tests: tuple[SeccompTest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltinFilter:
+    """A built-in seccomp profile; ``bpf`` is empty where nothing is loaded."""
+
+    name: str
+    help: str
+    bpf: bytes
+
+
+_TESTS = {
+    lib.NSR_TEST_ANY: "any",
+    lib.NSR_TEST_BITS: "bits",
+    lib.NSR_TEST_ABOVE: "above",
+    lib.NSR_TEST_NOT: "not",
+}
+
+
+def _filter(native: Any) -> BuiltinFilter:
+    bpf = bytes(ffi.buffer(native.bpf, native.len)) if native.len else b""
+    return BuiltinFilter(_str(native.name), _str(native.help), bpf)
+
+
+def seccomp_profiles() -> tuple[BuiltinFilter, ...]:
+    """The built-in seccomp profiles, in the table's order."""
+    return tuple(_filter(lib.nsr_seccomp_profile_at(i)) for i in range(lib.NSR_SECCOMP_END))
+
+
+def seccomp_profile(name: str) -> BuiltinFilter:
+    """One of them.
+
+    Raises:
+        NsrunError: there is none of that name.
+    """
+    native = lib.nsr_seccomp_profile(_raw(name))
+    if native == ffi.NULL:
+        raise NsrunError(f"there is no seccomp profile {name!r}", errno=errno.EINVAL)
+    return _filter(native)
+
+
+def seccomp_groups() -> tuple[tuple[str, str, str, tuple[SeccompRule, ...]], ...]:
+    """The table by groups: title, why, what does not work then, and the rules."""
+    names = [profile.name for profile in seccomp_profiles()]
+    found: list[tuple[str, str, str, list[SeccompRule]]] = []
+    for i in count():
+        row = lib.nsr_seccomp_rule(i)
+        if row == ffi.NULL:
+            return tuple((*group[:3], tuple(group[3])) for group in found)
+        if row.group != ffi.NULL:
+            found.append((_str(row.group), _str(row.why), _str(row.breaks), []))
+            continue
+        found[-1][3].append(_rule(row, names))
+    raise AssertionError("the table has no end")
+
+
+def _rule(row: Any, names: Sequence[str]) -> SeccompRule:
+    return SeccompRule(
+        call=_str(row.call),
+        when=_str(row.when),
+        answer=_str(row.answer),
+        errno=row.err,
+        profiles=frozenset(name for i, name in enumerate(names) if row.profiles >> i & 1),
+        tests=tuple(
+            SeccompTest(_TESTS[test.type], test.arg, test.mask, test.value)
+            for test in (row.test[0], row.test[1])
+            if test.type != lib.NSR_TEST_NONE
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """``struct nsr_probe``; ``verdict`` is a value of ``enum nsr_verdict``."""
+
+    verdict: int
+    errno: int
+    remedy: str
+    evidence: str
+
+
+VERDICTS = {
+    lib.NSR_OK: "ok",
+    lib.NSR_BLOCKED: "blocked",
+    lib.NSR_MISSING: "missing",
+    lib.NSR_UNKNOWN: "unknown",
+}
+
+
+def select_own(option: str | None, variable: str | None) -> tuple[bool, Probe | None]:
+    """Whether a sandbox may be made in process; what was found, if that was tried.
+
+    Raises:
+        NsrunError: a word that names no backend.
+    """
+    probe = ffi.new("struct nsr_probe *")
+    diag = ffi.new("struct nsr_diag *")
+    words = [ffi.NULL if word is None else _c_str(word) for word in (option, variable)]
+    ret = lib.nsr_select_own(*words, probe, diag)
+    if ret < 0:
+        raise _error(diag)
+    if probe.verdict not in VERDICTS:
+        return bool(ret), None
+    found = Probe(probe.verdict, probe.err, _str(probe.remedy), _str(probe.evidence))
+    return bool(ret), found
 
 
 def cap_mask(name: str) -> int:

@@ -7,17 +7,20 @@ or events.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from cowork_nsrun import selection
 from cowork_nsrun.cowork.layout import Layout
 from cowork_nsrun.cowork.log import log
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.probe import VARIABLE
+from cowork_nsrun.remedies import remedy, this_system
+from cowork_nsrun.selection import select
 from cowork_nsrun.spec import Limits
 
-VARIABLE = "COWORK_VM_BACKEND"
+NO_MICROVM = "this service has no microVM yet; set COWORK_VM_BACKEND=bwrap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +129,14 @@ class Unavailable:
         raise NsrunError(self._reason)
 
 
-def select(override: str | None) -> Backend:
-    """The backend that the environment asks for, else the first that works.
+def choose(override: str | None) -> Backend:
+    """The backend that the environment asks for, else what the one selection finds.
 
     It never falls to something weaker that was not asked for by name.
     """
     # each brings in more than the others need
     from cowork_nsrun.cowork.host import HostBackend  # noqa: PLC0415
-    from cowork_nsrun.cowork.namespaces import NamespaceBackend, probe  # noqa: PLC0415
+    from cowork_nsrun.cowork.namespaces import NamespaceBackend  # noqa: PLC0415
 
     match (override or "").lower():
         case "bwrap":
@@ -142,21 +145,25 @@ def select(override: str | None) -> Backend:
             log.error("Backend: host: asked for by %s, commands are not isolated", VARIABLE)
             return HostBackend()
         case "kvm":
-            reason = f"the microVM backend is not there yet: unset {VARIABLE}, or set it to bwrap"
-            log.error("Backend: kvm: %s", reason)
-            return Unavailable("kvm", reason)
+            return _unavailable("kvm", f"{VARIABLE} asks for kvm: {NO_MICROVM}")
         case "":
             pass
         case _:
             log.error('Unknown backend override "%s", falling back to auto-detect', override)
-    problem = probe()
-    if problem is None:
-        log.log(logging.DEBUG, "Backend: bwrap")
+    found = select("auto")
+    log.debug("Backend: %s: %s", found.backend, found.reason)
+    if found.backend in {selection.Backend.NAMESPACES, selection.Backend.BWRAP}:
         return NamespaceBackend()
-    log.error("bwrap probe failed: %s", problem)
-    log.error(
-        "no sandbox can be made here, so nothing is started: allow user namespaces to this "
-        "program, or set %s=host to run commands without isolation",
-        VARIABLE,
-    )
-    return Unavailable("none", f"no sandbox can be made here: {problem}")
+    if found.backend is selection.Backend.KVM:
+        return _unavailable("kvm", f"{found.reason}: {NO_MICROVM}")
+    return _unavailable("none", found.reason, found.remedy)
+
+
+def _unavailable(name: str, reason: str, help_name: str | None = None) -> Backend:
+    """Nothing is started then: said where it is looked for, with what would help."""
+    log.error("no sandbox can be made here, so nothing is started: %s", reason)
+    if help_name is not None:
+        helps = remedy(help_name, this_system())
+        log.error("%s %s", helps.text, "; ".join(helps.commands))
+    log.error("'nsrun doctor' says more; %s=host runs commands without isolation", VARIABLE)
+    return Unavailable(name, f"no sandbox can be made here: {reason}")

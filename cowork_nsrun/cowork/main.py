@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 
 import cowork_nsrun
 from cowork_nsrun.cowork import config, endpoint
-from cowork_nsrun.cowork.backends import VARIABLE, Backend, select
+from cowork_nsrun.cowork.backends import Backend, choose
 from cowork_nsrun.cowork.log import NAME, Log, lifecycle, log
 from cowork_nsrun.cowork.paths import Paths
 from cowork_nsrun.cowork.server import Server
 from cowork_nsrun.cowork.service import Service, Settings
 from cowork_nsrun.cowork.storage import Storage
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.probe import VARIABLE
 
 FAILED = 1
 CLOSING = 2.0  # seconds for clients to take their last events
@@ -96,7 +97,8 @@ def _serve(
         found.close()
         raise NsrunError(f"-socket {path}: the socket that was handed over is {found.path!r}")
     try:
-        backend = select(environ.get(VARIABLE))
+        # read here, once: what starts commands is not to read it in its own way
+        backend = choose(os.environ.pop(VARIABLE, None))
         settings = _settings(environ, paths, directory)
         asyncio.run(_run(found, settings, backend, logs))
     finally:

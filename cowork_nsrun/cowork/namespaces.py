@@ -7,13 +7,13 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from cowork_nsrun import aio, process
+from cowork_nsrun import aio
 from cowork_nsrun.cowork.backends import Command, End, Running
 from cowork_nsrun.cowork.log import LIFECYCLE, log
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.policy import Decision
 from cowork_nsrun.policy import environment as proxy_environment
-from cowork_nsrun.spec import Egress, Namespace, Sandbox
+from cowork_nsrun.spec import Egress, Namespace
 from cowork_nsrun.streams import PIPE
 
 
@@ -108,13 +108,3 @@ def _log_decision(decision: Decision) -> None:
     level = logging.DEBUG if decision.allowed else LIFECYCLE
     word = "allowed" if decision.allowed else "refused"
     log.log(level, "egress %s: %s:%s: %s", word, decision.host, decision.port, decision.reason)
-
-
-def probe() -> str | None:
-    """Make a sandbox; why that failed, or None."""
-    spec = Sandbox(unshare=frozenset({Namespace.PID})).bind("/", read_only=True)
-    try:
-        process.run(["true"], spec, timeout=5.0).check()
-    except NsrunError as error:
-        return error.text
-    return None

@@ -11,10 +11,12 @@
 #include <string.h>
 
 #include "caps.h"
+#include "nsrun.h"
 #include "options.h"
 
 /* The words that Python carries out; the same in every shell. */
-#define WORDS "run version"
+#define WORDS "run doctor profile version"
+#define BACKENDS "auto namespaces bwrap kvm host"
 
 /* In the kernel's order; checked against the parser's own table below. */
 static const char *const caps[] = {
@@ -42,10 +44,12 @@ static const struct kind {
 	{ "PATH", "_nsrun_files", "_files" },
 	{ "TARGET", "_nsrun_files", "_files" },
 	{ "FD", "_nsrun_fds", "_nsrun_fds" },
+	{ "BACKEND", "_nsrun_backends", "(" BACKENDS ")" },
 	{ "CAP", "_nsrun_caps", "_nsrun_caps" },
 	{ "VAR", "_nsrun_vars", "_parameters -g '*export*'" },
 	{ "UID", "_nsrun_uids", "_nsrun_uids" },
 	{ "GID", "_nsrun_gids", "_nsrun_gids" },
+	{ "PROFILE", "_nsrun_profiles", "_nsrun_profiles" },
 	{ NULL, "_nsrun_nothing", " " },
 };
 
@@ -69,6 +73,14 @@ static const char *next_arg(const char **args, char name[ARG_NAME])
 	name[len] = '\0';
 	*args += len + strspn(*args + len, " ");
 	return name;
+}
+
+static void print_profiles(void)
+{
+	const struct nsr_seccomp_profile *profile;
+
+	for (uint32_t i = 0; (profile = nsr_seccomp_profile_at(i)); i++)
+		printf(" %s", profile->name);
 }
 
 static void print_caps(void)
@@ -118,7 +130,7 @@ static void man(void)
 	       ".SH NAME\nnsrun \\- run a program in a sandbox\n"
 	       ".SH SYNOPSIS\n.B nsrun\n.RI [ OPTIONS... ]\n.RB [ \\-\\- ]\n"
 	       ".I COMMAND\n.RI [ ARGS... ]\n.br\n.B nsrun run\n.RI [ OPTIONS... ]\n"
-	       ".B \\-\\-\n.I COMMAND\n.RI [ ARGS... ]\n.br\n.B nsrun version\n", NSR_VERSION);
+	       ".B \\-\\-\n.I COMMAND\n.RI [ ARGS... ]\n.br\n.B nsrun version\n.br\n.B nsrun doctor\n", NSR_VERSION);
 	printf(".SH DESCRIPTION\n"
 	       "With options, or called by the name\n.BR bwrap ,\n.B nsrun\n"
 	       "reads the command line of\n.BR bwrap (1)\n"
@@ -127,7 +139,8 @@ static void man(void)
 	       "runs\n.I COMMAND\nin it.\n.PP\n"
 	       "With a word, it hands over to the Python package installed beside it:\n"
 	       ".B nsrun run\nstarts a command with sensible defaults (see\n"
-	       ".BR \"nsrun run \\-\\-help\" ),\n.B nsrun version\nshows the versions.\n.PP\n"
+	       ".BR \"nsrun run \\-\\-help\" ),\n.B nsrun version\nshows the versions,\n"
+	       ".B nsrun doctor\nsays what runs sandboxes on this machine.\n.PP\n"
 	       "The new root is empty: what no option puts there is not there.\n"
 	       ".SH OPTIONS\n");
 	for (const struct nsr_option_doc *doc = nsr_option_docs; doc->section || doc->name; doc++) {
@@ -142,6 +155,14 @@ static void man(void)
 	printf(".SH EXIT STATUS\n"
 	       "That of\n.IR COMMAND ;\n128+n if it was ended by signal n;\n"
 	       "1 if the sandbox could not be set up, with the reason on standard error.\n"
+	       ".SH ENVIRONMENT\n.TP\n.B COWORK_VM_BACKEND\n"
+	       "bwrap, kvm or host, in any case: what runs the sandbox.  There bwrap means\n"
+	       "namespaces: our own or, where those are refused, those of an installed bwrap.\n"
+	       "The option \\fB\\-\\-backend\\fR wins over it; called as\n.BR bwrap ,\n.B nsrun\n"
+	       "does not read it.\n"
+	       ".SH FILES\n.TP\n.I /etc/nsrun.conf\n"
+	       "With the line \"bwrap\\-fallback = yes\", and if only root can write to it,\n"
+	       "the program called\n.B bwrap\nmay hand over to another bwrap, too.\n"
 	       ".SH EXAMPLES\nA shell that sees the system read-only and no other process:\n"
 	       ".PP\n.nf\n.RS\nnsrun \\-\\-ro\\-bind / / \\-\\-dev /dev \\-\\-proc /proc "
 	       "\\-\\-tmpfs /tmp \\-\\-unshare\\-all \\-\\-new\\-session sh\n.RE\n.fi\n"
@@ -175,7 +196,11 @@ static void bash(void)
 	       "_nsrun_vars() { mapfile -t COMPREPLY < <(compgen -e -- \"$1\"); }\n"
 	       "_nsrun_uids() { _nsrun_words \"$1\" \"0 $UID\"; }\n"
 	       "_nsrun_gids() { _nsrun_words \"$1\" \"0 ${GROUPS[*]}\"; }\n"
+	       "_nsrun_backends() { _nsrun_words \"$1\" '" BACKENDS "'; }\n"
 	       "_nsrun_nothing() { COMPREPLY=(); }\n"
+	       "_nsrun_profiles() { _nsrun_words \"$1\" '");
+	print_profiles();
+	printf("'; }\n"
 	       "_nsrun_caps() {\n    _nsrun_words \"$1\" '");
 	print_caps();
 	printf("'\n}\n\n_nsrun_command() {\n"
@@ -252,6 +277,9 @@ static void zsh(void)
 	       "_nsrun_fds() { _values fd /proc/$$/fd/*(N:t) }\n"
 	       "_nsrun_uids() { _values uid 0 $UID }\n"
 	       "_nsrun_gids() { _values gid 0 $GID }\n"
+	       "_nsrun_profiles() { _values profile");
+	print_profiles();
+	printf(" }\n"
 	       "_nsrun_caps() {\n  _values capability ");
 	print_caps();
 	printf("\n}\n\n_nsrun_first() {\n"

@@ -16,7 +16,7 @@ int nsr_help(FILE *to, const char *argv0, int with_ours)
 {
 	fprintf(to, "usage: %s [OPTIONS...] [--] COMMAND [ARGS...]\n", argv0);
 	if (with_ours)
-		fprintf(to, "       %s run|version [ARGS...]   see '%s run --help'\n", argv0,
+		fprintf(to, "       %s run|doctor|profile|version [ARGS...]   see '%s run --help'\n", argv0,
 			argv0);
 	for (const struct nsr_option_doc *doc = nsr_option_docs; doc->section || doc->name; doc++) {
 		if (doc->section)

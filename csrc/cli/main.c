@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "dispatch.h"
 #include "help.h"
 #include "python.h"
 #include "spawn.h"
@@ -66,15 +67,23 @@ static int run(int argc, char **argv, int as_bwrap)
 {
 	struct teller teller = { as_bwrap ? "bwrap" : "nsrun", NULL };
 	struct nsr_plan *plan = &hot.plan;
-	int status;
+	enum nsr_parse_result parsed;
+	int status = -1;
 
 	nsr_plan_init(plan);
 	nsr_arena_give(&plan->arena, rest.memory, sizeof(rest.memory));
 	hot.ctx.arena = &plan->arena;
 	hot.ctx.cold = &rest.cold;
 	teller.plan = plan;
-	switch (nsr_plan_parse(plan, argc, (const char *const *)argv,
-			       (const char *const *)environ, warn, &teller, &rest.diag)) {
+	parsed = nsr_plan_parse(plan, argc, (const char *const *)argv,
+				(const char *const *)environ, warn, &teller, &rest.diag);
+	if (plan->choice.probe && parsed != NSR_PARSE_ERROR) {
+		status = nsr_print_probes(&plan->choice, &rest.diag);
+		if (status >= 0)
+			return status;
+		parsed = NSR_PARSE_ERROR;
+	}
+	switch (parsed) {
 	case NSR_PARSE_HELP:
 		return nsr_help(stdout, argv[0], !as_bwrap);
 	case NSR_PARSE_VERSION:
@@ -87,13 +96,16 @@ static int run(int argc, char **argv, int as_bwrap)
 			return EXIT_SUCCESS;
 		break;
 	case NSR_PARSE_OK:
-		status = nsr_run_command(plan, &hot.ctx, &rest.diag);
+		status = nsr_dispatch(plan, &hot.ctx, as_bwrap, warn, &teller, &rest.diag);
 		if (status >= 0)
 			return status;
 		if (plan->number[NSR_REPORT_FD] != -1) {
 			nsr_report_diag(&hot.ctx, &rest.diag);
 			return EXIT_FAILURE;
 		}
+		break;
+	case NSR_PARSE_ERROR:
+		break;
 	}
 	tell(&teller, '3', rest.diag.text);
 	return EXIT_FAILURE;

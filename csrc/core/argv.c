@@ -26,6 +26,7 @@ struct parser {
 	void *warn_arg;
 	size_t words;               /* of argv and all --args so far */
 	int in_file;                /* the list comes from --args */
+	const struct nsr_seccomp_profile *profile;
 	int plan_fd;
 };
 
@@ -527,6 +528,17 @@ HANDLER(opt_seccomp)
 	return opt_fd(p, next, opt, arg);
 }
 
+HANDLER(opt_seccomp_profile)
+{
+	UNUSED(next);
+	warn_if_again(p, opt, p->profile != NULL);
+	p->profile = nsr_seccomp_profile(arg[0]);
+	if (!p->profile)
+		return nsr_diag_set(p->diag, "%s: there is no profile %s; there are default, "
+				    "nesting, strict and none", opt->name, arg[0]);
+	return 0;
+}
+
 HANDLER(opt_add_seccomp)
 {
 	struct nsr_blob data;
@@ -551,10 +563,40 @@ HANDLER(opt_label)
 	return nsr_diag_set(p->diag, "labeling not supported on this system");
 }
 
+HANDLER(opt_backend)
+{
+	UNUSED(next), UNUSED(opt);
+	p->plan->choice.backend = arg[0];
+	p->plan->choice.words += 2;
+	return 0;
+}
+
+HANDLER(opt_quiet)
+{
+	UNUSED(next), UNUSED(opt), UNUSED(arg);
+	p->plan->choice.quiet = 1;
+	p->plan->choice.words++;
+	return 0;
+}
+
+HANDLER(opt_probe)
+{
+	UNUSED(next), UNUSED(opt), UNUSED(arg);
+	p->plan->choice.probe = 1;
+	return 0;
+}
+
+HANDLER(opt_allow_host)
+{
+	UNUSED(next), UNUSED(opt), UNUSED(arg);
+	p->plan->choice.allow_host = 1;
+	return 0;
+}
+
 HANDLER(opt_plan)
 {
 	UNUSED(next);
-	if (p->words != 2)
+	if (p->words != 2 + p->plan->choice.words)
 		return nsr_diag_set(p->diag, "%s stands alone", opt->name);
 	if (parse_fd(p, arg[0], &p->plan_fd))
 		return -EINVAL;
@@ -722,6 +764,14 @@ static int keep_words(struct parser *p, enum nsr_list which, const char *const *
 	return 0;
 }
 
+/* In front of the caller's programs, wherever the option stood. */
+static int keep_profile(struct parser *p)
+{
+	if (!p->profile)
+		return 0;
+	return nsr_plan_set_seccomp_profile(p->plan, p->profile) ? no_memory(p) : 0;
+}
+
 static int read_plan(struct parser *p)
 {
 	struct nsr_blob data;
@@ -738,7 +788,7 @@ int nsr_plan_parse(struct nsr_plan *plan, int argc, const char *const *argv,
 		   const char *const *envp, nsr_warn_fn warn, void *warn_arg,
 		   struct nsr_diag *diag)
 {
-	struct parser p = { plan, diag, warn, warn_arg, 0, 0, -1 };
+	struct parser p = { plan, diag, warn, warn_arg, 0, 0, NULL, -1 };
 	struct pending next = { .perms = PERMS_NONE };
 	size_t n = argc > 0 ? (size_t)argc - 1 : 0;
 	size_t used;
@@ -762,7 +812,7 @@ int nsr_plan_parse(struct nsr_plan *plan, int argc, const char *const *argv,
 		ret = complain_overlay_src(&p);
 	if (ret < 0)
 		return NSR_PARSE_ERROR;
-	if (keep_words(&p, NSR_ARGV, argv + 1 + used))
+	if (keep_profile(&p) || keep_words(&p, NSR_ARGV, argv + 1 + used))
 		return NSR_PARSE_ERROR;
 	if (nsr_plan_check(plan, diag))
 		return NSR_PARSE_ERROR;

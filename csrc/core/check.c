@@ -195,8 +195,6 @@ static int check_process(const struct nsr_plan *plan, struct nsr_diag *diag)
 		return nsr_diag_set(diag, "Specifying --as-pid-1 requires --unshare-pid");
 	if (n[NSR_FLAGS] & NSR_AS_PID_1 && plan->list[NSR_LOCK_FILES].n)
 		return nsr_diag_set(diag, "Specifying --as-pid-1 and --lock-file is not permitted");
-	if (plan->n_seccomp && n[NSR_SECCOMP_FD] != -1)
-		return nsr_diag_set(diag, "--seccomp cannot be combined with --add-seccomp-fd");
 	for (uint32_t i = 0; i < plan->n_seccomp; i++)
 		if (plan->seccomp[i].len % sizeof(struct nsr_sock_filter))
 			return nsr_diag_set(diag, "Invalid seccomp data, must be multiple of 8");

@@ -69,13 +69,11 @@ static int enter_namespaces(struct nsr_ctx *ctx)
 {
 	const int64_t *n = ctx->plan->number;
 
-	/* the command line's monitor has set it already; an in-process caller must not */
-	if (ctx->share_vm) {
-		long ret = SYS5(SYS_prctl, NSR_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	/* not before the clone: another program may yet have to run this plan */
+	long ret = SYS5(SYS_prctl, NSR_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 
-		if (ret < 0)
-			return nsr_fail(ctx, NSR_STEP_NO_NEW_PRIVS, ret);
-	}
+	if (ret < 0)
+		return nsr_fail(ctx, NSR_STEP_NO_NEW_PRIVS, ret);
 	if (n[NSR_PIDNS_FD] != -1 && nsr_pidns_enter(ctx))
 		return -1;
 	if (wait_go(ctx) || nsr_cgroup_enter(ctx))

@@ -16,6 +16,11 @@ static const struct step_text {
 #undef T
 };
 
+int nsr_step_clone(void)
+{
+	return NSR_STEP_CLONE;
+}
+
 struct text {
 	char *at;
 	size_t left;

@@ -90,28 +90,42 @@ int nsr_reserve_fds(const struct nsr_plan *plan, struct nsr_diag *diag)
 	return 0;
 }
 
+/* Both above stdio, or none. */
+static int lift_both(int fds[2])
+{
+	fds[0] = nsr_lift(fds[0]);
+	fds[1] = nsr_lift(fds[1]);
+	if (fds[0] >= 0 && fds[1] >= 0)
+		return 0;
+	for (int i = 0; i < 2; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	return -EMFILE;
+}
+
 /* pipe2(2), close-on-exec, packet by packet, never 0, 1 or 2. */
 int nsr_pipe(int fds[2])
 {
 	if (pipe2(fds, O_CLOEXEC | O_DIRECT))
 		return -errno;
-	fds[0] = nsr_lift(fds[0]);
-	fds[1] = nsr_lift(fds[1]);
-	return fds[0] < 0 || fds[1] < 0 ? -EMFILE : 0;
+	return lift_both(fds);
 }
 
 /* The same as sockets; what is read from the first one says who sent it. */
 int nsr_packets(int fds[2])
 {
 	const int on = 1;
+	int ret;
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds))
 		return -errno;
-	fds[0] = nsr_lift(fds[0]);
-	fds[1] = nsr_lift(fds[1]);
-	if (fds[0] < 0 || fds[1] < 0)
-		return -EMFILE;
-	return setsockopt(fds[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) ? -errno : 0;
+	ret = lift_both(fds);
+	if (!ret && setsockopt(fds[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on))) {
+		ret = -errno;
+		close(fds[0]);
+		close(fds[1]);
+	}
+	return ret;
 }
 
 int nsr_write_whole(int fd, const void *data, size_t len)

@@ -204,13 +204,13 @@ static int first_pidfd(const struct nsr_child *child)
 	return child->inner_pidfd >= 0 ? child->inner_pidfd : child->pidfd;
 }
 
-/* Pid 1 sends it to all, unless a user's filter may forbid it that. */
+/* Pid 1 sends it to all, unless a filter that isn't ours may forbid it that. */
 static int can_ask_reaper(const struct nsr_child *child, const struct nsr_ctx *ctx)
 {
 	const int64_t *n = ctx->plan->number;
 
 	return child->life_fd >= 0 && n[NSR_UNSHARE] & NSR_CLONE_NEWPID &&
-	       !(n[NSR_FLAGS] & NSR_AS_PID_1) && !ctx->plan->n_seccomp && n[NSR_SECCOMP_FD] == -1;
+	       !(n[NSR_FLAGS] & NSR_AS_PID_1) && nsr_plan_seccomp_is_ours(ctx->plan);
 }
 
 static int signal_payload(struct nsr_child *child, const struct nsr_ctx *ctx, int signal_number)
@@ -254,18 +254,49 @@ int nsr_child_deadline(struct nsr_child *child, int64_t milliseconds)
 	return can_ask_reaper(child, ctx) ? send_order(child, &order, sizeof(order)) : -ENOTSUP;
 }
 
+static int is_program(const struct nsr_ctx *ctx)
+{
+	return !ctx->share_vm;
+}
+
+/* The program tells pid 1 right after its clone; without that word there is no pid 1. */
+static void learn_inner(struct nsr_child *child, struct nsr_ctx *ctx)
+{
+	struct pollfd ends[2] = { { .fd = ctx->status_r, .events = POLLIN },
+				  { .fd = child->pidfd, .events = POLLIN } };
+
+	while (child->inner_pidfd < 0) {
+		struct nsr_record record = { .pid = 0 };
+		int got;
+
+		if (poll(ends, 2, -1) < 0 && errno == EINTR)
+			continue;
+		got = nsr_receive_record(ctx->status_r, &record, ctx->cold->text);
+		if (got > 0 && record.type == NSR_RECORD_PID) {
+			child->inner_pidfd = open_told((int)record.value, child->pid);
+			return;
+		}
+		if (!got || (got == -EAGAIN && ends[1].revents))
+			return;
+	}
+}
+
 int nsr_child_signal(struct nsr_child *child, int signal_number)
 {
 	const uint8_t order = (uint8_t)signal_number;
-	const struct nsr_ctx *ctx = child->shared;
+	struct nsr_ctx *ctx = child->shared;
 
 	if (!ctx)
 		return -ESRCH;
 	if (signal_number <= 0 || signal_number > 64)
 		return -EINVAL;
 	/* also after the payload's end, for what that left running */
-	if (signal_number == SIGKILL)
+	if (signal_number == SIGKILL) {
+		/* a program that dies too early tells nobody of its sandbox */
+		if (is_program(ctx) && !child->exit_ns)
+			learn_inner(child, ctx);
 		return (int)SYS4(SYS_pidfd_send_signal, first_pidfd(child), SIGKILL, 0, 0);
+	}
 	if (child->exit_ns)
 		return -ESRCH;
 	if (!can_ask_reaper(child, ctx))
@@ -390,33 +421,6 @@ static void wait_memory(uint32_t *word)
 
 	while ((value = __atomic_load_n(word, __ATOMIC_ACQUIRE)))
 		SYS4(SYS_futex, word, FUTEX_WAIT, value, 0);
-}
-
-static int is_program(const struct nsr_ctx *ctx)
-{
-	return !ctx->share_vm;
-}
-
-/* The program tells pid 1 right after its clone; without that word there is no pid 1. */
-static void learn_inner(struct nsr_child *child, struct nsr_ctx *ctx)
-{
-	struct pollfd ends[2] = { { .fd = ctx->status_r, .events = POLLIN },
-				  { .fd = child->pidfd, .events = POLLIN } };
-
-	while (child->inner_pidfd < 0) {
-		struct nsr_record record = { .pid = 0 };
-		int got;
-
-		if (poll(ends, 2, -1) < 0 && errno == EINTR)
-			continue;
-		got = nsr_receive_record(ctx->status_r, &record, ctx->cold->text);
-		if (got > 0 && record.type == NSR_RECORD_PID) {
-			child->inner_pidfd = open_told((int)record.value, child->pid);
-			return;
-		}
-		if (!got || (got == -EAGAIN && ends[1].revents))
-			return;
-	}
 }
 
 static void end_inner(struct nsr_child *child)

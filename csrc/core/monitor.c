@@ -189,6 +189,9 @@ static int step_back(struct nsr_ctx *ctx, struct nsr_diag *diag)
 
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't close file descriptors");
+	/* not before the clone: had that failed, a set-user-id bwrap could have been next */
+	if (!ctx->may_try_others && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return nsr_diag_errno(diag, errno, "prctl(PR_SET_NO_NEW_PRIVS) failed");
 	if (n[NSR_USERNS2_FD] != -1) {
 		ret = (int)SYS2(SYS_setns, n[NSR_USERNS2_FD], NSR_CLONE_NEWUSER);
 		if (ret)
@@ -445,8 +448,6 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 	pid_t parent = getppid();
 	pid_t pid;
 
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-		return nsr_diag_errno(diag, errno, "prctl(PR_SET_NO_NEW_PRIVS) failed"), -1;
 	if (nsr_prepare(ctx, plan, NULL, diag) || keep_ours(ctx, diag) ||
 	    nsr_reserve_fds(plan, diag) || open_channels(ctx, diag) || join_userns(ctx, diag))
 		return -1;
@@ -454,7 +455,8 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 		return nsr_diag_errno(diag, errno, "prctl(PR_SET_CHILD_SUBREAPER)"), -1;
 	ctx->report_exec = plan->number[NSR_JSON_STATUS_FD] != -1 ||
 			   plan->number[NSR_REPORT_FD] != -1;
-	/* the monitor and pid 1 wait for children by wait(2) alone */
+	/* the monitor and pid 1 wait for children by wait(2) alone, whatever our caller ignores */
+	nsr_default_action(SIGCHLD);
 	SYS4(SYS_rt_sigprocmask, SIG_BLOCK, &sigchld, 0, sizeof(sigchld));
 	pid = clone_child(ctx);
 	if (pid < 0) {

@@ -35,12 +35,13 @@ union nsr_order {
 
 /* linux/signal.h has it; the C library hides it. */
 struct nsr_sigaction {
-	void (*handler)(int);
+	void (*handler)(int, const siginfo_t *, void *);
 	unsigned long flags;
 	void (*restorer)(void);
 	uint64_t mask;
 };
 #define NSR_SA_RESTORER 0x04000000
+#define NSR_SA_SIGINFO 4
 
 #if defined(__x86_64__)
 __attribute__((naked, used)) static void nsr_restore(void)
@@ -72,12 +73,16 @@ static void nsr_owner_obey(const union nsr_order *order, long len)
 		nsr_owner_deadline(order->milliseconds);
 }
 
-static void nsr_owner_heard(int signal_number)
+static void nsr_owner_heard(int signal_number, const siginfo_t *info, void *context)
 {
 	const struct nsr_record late = { .type = NSR_RECORD_TIMEOUT, .op = -1 };
 	union nsr_order order;
 	long n = -EAGAIN;
 
+	(void)context;
+	/* anybody inside may send that signal; only the kernel's is the timer's */
+	if (signal_number == SIGALRM && info->si_code <= 0)
+		return;
 	if (signal_number == SIGALRM) {
 		if (nsr_owner.status_fd >= 0)
 			SYS3(SYS_write, nsr_owner.status_fd, &late, sizeof(late));
@@ -96,7 +101,7 @@ static void nsr_owner_heard(int signal_number)
 static inline long nsr_owner_handle(int signal_number)
 {
 	const struct nsr_sigaction action = { .handler = nsr_owner_heard,
-					      .flags = NSR_SA_RESTORER,
+					      .flags = NSR_SA_RESTORER | NSR_SA_SIGINFO,
 					      .restorer = nsr_restore };
 
 	return SYS4(SYS_rt_sigaction, signal_number, &action, 0, sizeof(action.mask));
@@ -127,7 +132,7 @@ static inline long nsr_owner_watch(int fd, int flags, int status_fd, uint64_t mi
 		ret = nsr_owner_deadline(milliseconds);
 	/* what was said, or gone, before we listened */
 	if (!ret)
-		nsr_owner_heard(SIGIO);
+		nsr_owner_heard(SIGIO, NULL, NULL);
 	return ret;
 }
 

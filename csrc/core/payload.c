@@ -58,11 +58,11 @@ int nsr_seccomp_read(struct nsr_ctx *ctx)
 		return nsr_fail(ctx, NSR_STEP_SECCOMP_EINVAL, 0);
 	if (ctx->bpf_len % sizeof(struct nsr_sock_filter))
 		return nsr_fail(ctx, NSR_STEP_SECCOMP_SIZE, 0);
-	ctx->fprogs[0] = (struct nsr_sock_fprog){
+	/* there is room for it behind those of the plan */
+	ctx->fprogs[ctx->n_fprogs++] = (struct nsr_sock_fprog){
 		(unsigned short)(ctx->bpf_len / sizeof(struct nsr_sock_filter)),
 		(const struct nsr_sock_filter *)(const void *)ctx->cold->bpf,
 	};
-	ctx->n_fprogs = 1;
 	return 0;
 }
 
@@ -143,7 +143,7 @@ static int move_stdio(struct nsr_ctx *ctx)
 	return 0;
 }
 
-static void default_action(int signal_number)
+void nsr_default_action(int signal_number)
 {
 	/* the kernel's struct sigaction: handler (0 is SIG_DFL), flags, restorer, mask */
 	const unsigned long action[4] = { 0 };
@@ -153,10 +153,10 @@ static void default_action(int signal_number)
 
 static void reset_signals(struct nsr_ctx *ctx)
 {
-	default_action(SIGCHLD);
+	nsr_default_action(SIGCHLD);
 	if (ctx->plan->number[NSR_FLAGS] & NSR_DEFAULT_SIGNALS) {
-		default_action(SIGPIPE);
-		default_action(SIGXFSZ);
+		nsr_default_action(SIGPIPE);
+		nsr_default_action(SIGXFSZ);
 	}
 	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &ctx->sigmask, 0, SIGSET_BYTES);
 }

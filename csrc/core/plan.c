@@ -99,6 +99,31 @@ int nsr_plan_add_word(struct nsr_plan *plan, enum nsr_list which, const char *va
 	return copy ? nsr_plan_keep_word(plan, which, copy) : -ENOMEM;
 }
 
+int nsr_plan_add_words(struct nsr_plan *plan, enum nsr_list which, const char *data, uint64_t len)
+{
+	const char *at, *end;
+
+	if ((unsigned int)which >= NSR_LIST_END || (len && data[len - 1]))
+		return -EINVAL;
+	at = nsr_arena_copy(&plan->arena, data, len);
+	if (!at)
+		return -ENOMEM;
+	for (end = at + len; at < end; at += strlen(at) + 1)
+		if (nsr_plan_keep_word(plan, which, at))
+			return -ENOMEM;
+	return 0;
+}
+
+int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which)
+{
+	if ((unsigned int)which >= NSR_LIST_END)
+		return -EINVAL;
+	plan->list[which].n = 0;
+	if (plan->list[which].v)
+		plan->list[which].v[0] = NULL;
+	return 0;
+}
+
 struct nsr_op *nsr_plan_new_op(struct nsr_plan *plan, uint32_t type)
 {
 	struct nsr_op *grown = nsr_plan_grow(plan, plan->ops, plan->n_ops, &plan->cap_ops,
@@ -170,6 +195,23 @@ int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len
 		return -ENOMEM;
 	plan->seccomp = grown;
 	plan->seccomp[plan->n_seccomp++] = (struct nsr_blob){ copy, len };
+	return 0;
+}
+
+int nsr_plan_set_seccomp_profile(struct nsr_plan *plan, const struct nsr_seccomp_profile *profile)
+{
+	struct nsr_blob *grown;
+
+	if (!profile->bpf)
+		return 0;
+	grown = nsr_plan_grow(plan, plan->seccomp, plan->n_seccomp, &plan->cap_seccomp,
+			      sizeof(*plan->seccomp));
+	if (!grown)
+		return -ENOMEM;
+	memmove(grown + 1, grown, plan->n_seccomp * sizeof(*grown));
+	grown[0] = (struct nsr_blob){ profile->bpf, profile->len };
+	plan->seccomp = grown;
+	plan->n_seccomp++;
 	return 0;
 }
 

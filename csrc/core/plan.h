@@ -33,6 +33,15 @@ struct nsr_blob {
 	uint64_t len;
 };
 
+/* How the command line wants a plan to be run; no part of the plan itself. */
+struct nsr_choice {
+	const char *backend;        /* --backend, NULL: not given */
+	int quiet;                  /* --quiet */
+	int probe;                  /* --probe */
+	int allow_host;             /* --allow-host */
+	uint32_t words;             /* that these options took */
+};
+
 struct nsr_plan {
 	int64_t number[NSR_NUMBER_END];
 	const char *string[NSR_STRING_END];
@@ -46,6 +55,7 @@ struct nsr_plan {
 	struct nsr_rlimit *rlimits;
 	uint32_t n_rlimits;
 	uint32_t cap_rlimits;
+	struct nsr_choice choice;
 	struct nsr_arena arena;
 };
 
@@ -58,6 +68,10 @@ void *nsr_plan_grow(struct nsr_plan *plan, void *array, uint32_t n, uint32_t *ca
 
 /* The same as the public functions without copying what outlives the plan. */
 int nsr_plan_keep_word(struct nsr_plan *plan, enum nsr_list which, const char *value);
+/* Whether all programs are built-in profiles, which leave pid 1 what it needs. */
+int nsr_plan_seccomp_is_ours(const struct nsr_plan *plan);
+/* In front of whatever programs there are already. */
+int nsr_plan_set_seccomp_profile(struct nsr_plan *plan, const struct nsr_seccomp_profile *profile);
 struct nsr_op *nsr_plan_new_op(struct nsr_plan *plan, uint32_t type);
 
 /* Without a user namespace the caller's ids are the only ones there are. */

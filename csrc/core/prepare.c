@@ -253,5 +253,6 @@ void nsr_clone_failed(const struct nsr_ctx *ctx, int err, struct nsr_diag *diag)
 			     "/proc/sys/user/max_*_namespaces exceeded (ENOSPC)");
 	else
 		nsr_diag_errno(diag, err, "Creating new namespace failed");
+	diag->step = NSR_STEP_CLONE;
 	diag->err = err;
 }

@@ -118,12 +118,13 @@ static int exec_reaper(struct nsr_ctx *ctx, int payload)
 
 static int clone_payload(struct nsr_ctx *ctx)
 {
-	uint32_t *clear = &ctx->clear_tid[1];
-	const unsigned long flags = NSR_CLONE_VM | NSR_CLONE_CHILD_CLEARTID | SIGCHLD;
+	uint32_t *word = &ctx->clear_tid[1];
+	const unsigned long flags = NSR_CLONE_VM | NSR_CLONE_PARENT_SETTID |
+				    NSR_CLONE_CHILD_CLEARTID | SIGCHLD;
 
-	__atomic_store_n(clear, 1, __ATOMIC_RELEASE);
-	return clone(payload_main, ctx->cold->payload_stack + sizeof(ctx->cold->payload_stack), (int)flags,
-		     ctx, NULL, NULL, clear);
+	/* set by the kernel once there is a child: we may be killed before or within the call */
+	return clone(payload_main, ctx->cold->payload_stack + sizeof(ctx->cold->payload_stack),
+		     (int)flags, ctx, word, NULL, word);
 }
 
 /*
@@ -142,6 +143,8 @@ int nsr_reaper_become(struct nsr_ctx *ctx)
 	int payload;
 
 	ctx->reaper_pid = (int)SYS0(SYS_getpid);
+	/* where the caller ignores it, nobody would learn how the payload ended */
+	nsr_default_action(SIGCHLD);
 	payload = clone_payload(ctx);
 	if (payload < 0)
 		return nsr_fail(ctx, NSR_STEP_FORK, -errno);

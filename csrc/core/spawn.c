@@ -180,6 +180,17 @@ static void close_child_ends(const struct nsr_ctx *ctx)
 			close(ends[i]);
 }
 
+/* Where the caller's stdio is closed, the kernel puts it there; without a free place it stays. */
+static void lift_pidfd(int *pidfd)
+{
+	int moved = *pidfd > 2 ? -1 : fcntl(*pidfd, F_DUPFD_CLOEXEC, 3);
+
+	if (moved < 0)
+		return;
+	close(*pidfd);
+	*pidfd = moved;
+}
+
 static int clone_shared(struct nsr_ctx *ctx, int *pidfd)
 {
 	const uint64_t all = ~0ULL;
@@ -256,6 +267,7 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 		return ret;
 	}
 	child->pid = ret;
+	lift_pidfd(&child->pidfd);
 	return 0;
 }
 
@@ -420,7 +432,10 @@ static int clone_program(struct nsr_ctx *ctx, struct program *p, struct nsr_chil
 			   &child->pidfd);
 	err = errno;
 	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &p->sigmask, 0, SIGSET_BYTES);
-	return child->pid < 0 ? -err : 0;
+	if (child->pid < 0)
+		return -err;
+	lift_pidfd(&child->pidfd);
+	return 0;
 }
 
 static int start_program_with(struct nsr_ctx *ctx, const struct nsr_plan *plan, const char *path,

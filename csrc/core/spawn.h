@@ -154,6 +154,7 @@ struct nsr_ctx {
 	int made;                   /* the last target: it is no mount's root */
 	int stacked;                /* our mounts on "/", the new root among them */
 	int op;                     /* index of the running operation, -1: none */
+	int may_try_others;         /* the monitor may yet probe a set-user-id bwrap */
 	int legacy_mounts;          /* the new mount API is refused here */
 	size_t mountinfo_len;
 	int old_umask;
@@ -281,6 +282,7 @@ int nsr_payload_exec(struct nsr_ctx *ctx);
 int nsr_seccomp_read(struct nsr_ctx *ctx);
 int nsr_seccomp_load(struct nsr_ctx *ctx);
 int nsr_parent_death(struct nsr_ctx *ctx, int parent);
+void nsr_default_action(int signal_number);
 
 /* reaper.c; child */
 int nsr_reaper_become(struct nsr_ctx *ctx);

@@ -158,6 +158,10 @@ int nsr_plan_set_number(struct nsr_plan *plan, enum nsr_number which, int64_t va
 int nsr_plan_set_string(struct nsr_plan *plan, enum nsr_string which, const char *value);
 int nsr_plan_add_word(struct nsr_plan *plan, enum nsr_list which, const char *value);
 int nsr_plan_add_op(struct nsr_plan *plan, const struct nsr_op *op);
+/* Many at once: each of them ends with a NUL byte, and so does data. */
+int nsr_plan_add_words(struct nsr_plan *plan, enum nsr_list which, const char *data, uint64_t len);
+/* Take all words of a list away; -EINVAL. */
+int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which);
 int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len);
 /* By name, such as "nofile"; -EINVAL: there is no such limit. */
 int nsr_plan_add_rlimit(struct nsr_plan *plan, const char *name, uint64_t soft, uint64_t hard);
@@ -272,6 +276,97 @@ int nsr_child_try_close(struct nsr_child *child);
 /* For a forked copy of the process that started it: free, but kill nothing. */
 void nsr_child_forget(struct nsr_child *child);
 
+/*
+ * The built-in seccomp profiles.  Their filters are deny-lists: what they do
+ * not name is allowed, calls of later kernels included.
+ */
+enum nsr_seccomp_name {
+	NSR_SECCOMP_DEFAULT,
+	NSR_SECCOMP_NESTING,
+	NSR_SECCOMP_STRICT,
+	NSR_SECCOMP_NONE,
+	NSR_SECCOMP_END,
+};
+
+struct nsr_seccomp_profile {
+	const char *name;
+	const char *help;
+	const uint8_t *bpf;         /* struct sock_filter; NULL: nothing is to be loaded */
+	uint64_t len;               /* bytes */
+};
+
+/* NULL: there is none of that name; past the last one. */
+const struct nsr_seccomp_profile *nsr_seccomp_profile(const char *name);
+const struct nsr_seccomp_profile *nsr_seccomp_profile_at(uint32_t i);
+
+enum nsr_seccomp_test_type {
+	NSR_TEST_NONE,              /* holds always */
+	NSR_TEST_ANY,               /* one of mask's bits is set */
+	NSR_TEST_BITS,              /* low 32 bits: those of mask are value */
+	NSR_TEST_ABOVE,             /* 64 bits, unsigned: greater than value */
+	NSR_TEST_NOT,               /* 64 bits: not value */
+};
+
+struct nsr_seccomp_test {
+	uint32_t type;              /* enum nsr_seccomp_test_type */
+	uint32_t arg;               /* of the call, from 0 */
+	uint64_t mask;
+	uint64_t value;
+};
+
+/* A row of the table that the profiles are made from. */
+struct nsr_seccomp_rule {
+	const char *group;          /* set on a group's row alone, ... */
+	const char *why;
+	const char *breaks;         /* what does not work then */
+	const char *call;           /* ... and these on the others */
+	const char *when;           /* what test says, in words; "": always */
+	const char *answer;         /* name of err */
+	int32_t err;                /* errno; 0: allowed, whatever other rows say */
+	uint32_t profiles;          /* 1 << enum nsr_seccomp_name, or-ed */
+	struct nsr_seccomp_test test[2]; /* both hold */
+};
+
+/* NULL past the last one.  In the library alone, not in the nsrun program. */
+const struct nsr_seccomp_rule *nsr_seccomp_rule(uint32_t i);
+
+/* nsr_diag.step of a clone that was refused. */
+int nsr_step_clone(void);
+
 const char *nsr_version(void);
+
+/* --- what this machine can do ------------------------------------------------------------ */
+
+enum nsr_verdict {
+	NSR_UNTRIED = 0,
+	NSR_OK,
+	NSR_BLOCKED,                /* it is there, and refused */
+	NSR_MISSING,
+	NSR_UNKNOWN,                /* it could not be found out */
+};
+
+/* What one probe found.  Texts are in UTF-8 but for paths in them. */
+struct nsr_probe {
+	int verdict;                /* enum nsr_verdict */
+	int err;                    /* errno behind the verdict, 0: none */
+	char remedy[32];            /* what helps, by name; empty: nothing is wrong */
+	char evidence[1024];        /* one line */
+};
+
+/*
+ * Make a real sandbox in a process of the caller's own and see what is refused.
+ * Costs about a spawn.  The answer holds for this executable: AppArmor can
+ * refuse another what it grants to this one.
+ */
+void nsr_probe_namespaces(struct nsr_probe *out);
+
+/*
+ * May a sandbox be made by nsr_spawn?  option: as --backend takes it; variable:
+ * the value of COWORK_VM_BACKEND; NULL: not given.  1: yes.  0: no, then
+ * "nsrun --probe" says what else will run it; probe is filled if it was made.
+ * -EINVAL with diag filled: no such backend.
+ */
+int nsr_select_own(const char *option, const char *variable, struct nsr_probe *probe,
+		   struct nsr_diag *diag);
 
 #endif

@@ -49,12 +49,14 @@ static long receive(int park, int fds[STDIO])
 	do
 		n = SYS3(SYS_recvmsg, park, &msg, MSG_CMSG_CLOEXEC);
 	while (n == -EINTR);
+	if (n <= 0)
+		return n;
 	if (n < (long)sizeof(packet.head) || n != (long)packet.head.size ||
 	    msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ||
 	    msg.msg_controllen < CMSG_LEN(STDIO * sizeof(int)) ||
 	    control.align.cmsg_type != SCM_RIGHTS ||
 	    control.align.cmsg_len != CMSG_LEN(STDIO * sizeof(int)))
-		return n < 0 ? n : -EPROTO;
+		return -EPROTO;
 	for (int i = 0; i < STDIO; i++)
 		fds[i] = ((const int *)(const void *)CMSG_DATA(&control.align))[i];
 	return n;

@@ -61,10 +61,10 @@ def test_59_without_namespaces_nothing_runs_unconfined(start: Start, lack: Lack)
     daemon = start(None, command=("unshare", "--user", "--map-root-user", *command))
     events = daemon.subscriber()
     assert events.call("getStatus")["backend"] == "none"
-    assert "bwrap probe failed" in daemon.log
+    assert daemon.log.count("[error]") >= 2
     events.call("spawn", {"id": "a", "name": "s", "command": "/bin/echo", "args": ["no"]})
     assert events.event()["type"] == "error"
-    with pytest.raises(Refused, match="no sandbox can be made"):
+    with pytest.raises(Refused, match=r"no sandbox can be made"):
         events.call("startVM", {})
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from leftovers import processes_with
 
 UNPRIVILEGED = 12345
 PR_SET_DUMPABLE = 4
@@ -80,3 +82,11 @@ def shared(open_directory: Path, request: pytest.FixtureRequest) -> Path:
     path.mkdir()
     path.chmod(0o777)
     return path
+
+
+@pytest.fixture
+def marker() -> Iterator[str]:
+    """A number of seconds that only this test sleeps; nobody does when it is over."""
+    value = f"1000.{time.monotonic_ns() % 10**9}"
+    yield value
+    assert processes_with(value) == []

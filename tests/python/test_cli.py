@@ -108,7 +108,11 @@ def test_timeout(nsrun: Cli) -> None:
         (["run", "--no-such"], 2, "unrecognized arguments: --no-such"),
         (["run"], 2, "a command is missing"),
         (["run", "--env", "A", "--", "true"], 2, "NAME=VALUE is wanted, not 'A'"),
-        (["frobnicate"], 2, "nsrun: frobnicate: unknown; there are: run, profile, version\n"),
+        (
+            ["frobnicate"],
+            2,
+            "nsrun: frobnicate: unknown; there are: run, doctor, profile, version\n",
+        ),
     ],
 )
 def test_mistakes_are_named(nsrun: Cli, words: list[str], status: int, text: str) -> None:

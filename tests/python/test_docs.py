@@ -82,7 +82,7 @@ def complete(*words: str) -> list[str]:
 
 def test_bash_completes_options_and_words() -> None:
     assert sorted(complete("--")) == sorted(table())
-    assert complete("") == ["run", "version"]
+    assert complete("") == ["run", "doctor", "profile", "version"]
     assert complete("--unshare-all", "--proc", "/proc", "--as-p") == ["--as-pid-1"]
 
 
@@ -173,6 +173,27 @@ def test_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def tutorial() -> list[str]:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.mark.parametrize("number", range(len(tutorial())))
+def test_tutorial_s_python_runs(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(tutorial()[number], "tutorial.md", "exec"), {})
+
+
+def test_tutorial_begins_with_ten_lines() -> None:
+    assert len(tutorial()) >= 9
+    first = tutorial()[0].strip().splitlines()
+    assert len([line for line in first if line]) <= 10
+    assert "timeout=" in first[4] + first[3]
+    assert ".limit(" in first[2] + first[1]
 
 
 def test_files_that_the_documents_name_exist() -> None:

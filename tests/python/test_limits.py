@@ -226,7 +226,8 @@ def test_cpu_time_is_limited(cgroups: Cgroups, lack: Lack) -> None:
     with cgroups.open(cpu=0.1) as cgroup:
         assert 0.02 < burn(cgroup) < 0.2
     with cgroups.open(cpu=2) as cgroup:  # the control
-        assert burn(cgroup) > 0.3
+        # a busy machine may leave little to burn
+        assert any(burn(cgroup) > 0.3 for _ in range(5))
 
 
 def test_usage_without_limits(cgroups: Cgroups, lack: Lack) -> None:

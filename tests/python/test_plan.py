@@ -154,7 +154,7 @@ def test_cowork_preset_is_the_cowork_command_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SOME_TOKEN", "t")
     mounts = {".claude": "/home/u/.claude", "work": "/home/u/work", "docs": "/home/u/docs"}
     spec = Sandbox.cowork("s1", mounts, home="/home/u", read_only={"docs"}, program_dir="/opt/tool")
-    argv = cowork_argv("/home/u", "s1", mounts)
+    argv = ["--seccomp-profile", "nesting", *cowork_argv("/home/u", "s1", mounts)]
     assert Plan.from_spec(spec, ["true", "-x"]) == from_argv(*argv, env=dict(os.environ))
 
 

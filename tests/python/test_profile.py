@@ -121,6 +121,7 @@ sandboxes = st.builds(
     environment=st.dictionaries(names, st.none() | words, max_size=5),
     caps_add=st.frozensets(caps.map(lambda name: name.replace("cap", "CAP_MORE"))),
     caps_drop=st.frozensets(caps),
+    seccomp_profile=st.sampled_from(["default", "nesting", "strict", "none"]),
     seccomp=st.lists(st.binary(min_size=8, max_size=8), max_size=2).map(tuple),
     new_session=st.booleans(),
     die_with_parent=st.booleans(),

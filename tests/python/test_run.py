@@ -262,6 +262,7 @@ def test_no_time_at_all(as_user: AsUser, marker: str) -> None:
 
 def test_interrupt_leaves_nothing(in_child: AsUser, marker: str) -> None:
     def probe() -> tuple[bool, list[int], list[str]]:
+        settle()
         before = sorted(os.listdir("/proc/self/fd"))
         # sent once the command is known to run
         threading.Thread(target=interrupt_when_it_runs, args=(marker,)).start()
@@ -560,6 +561,7 @@ def test_from_many_threads_at_once(as_user: AsUser) -> None:
         )
 
     def probe() -> tuple[list[bool], int]:
+        settle()
         before = len(os.listdir("/proc/self/fd"))
         with ThreadPoolExecutor(8) as pool:
             done = list(pool.map(one, range(120)))

@@ -1,0 +1,109 @@
+"""Who starts a sandbox: this process, the nsrun program, or an installed bwrap."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+from cowork_nsrun import _native
+from cowork_nsrun.by_bwrap import BwrapChild
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.plan import Plan
+from cowork_nsrun.probe import VARIABLE
+from cowork_nsrun.program import find_program
+from cowork_nsrun.selection import Backend, Runner, Selection, forget, select
+
+log = logging.getLogger(__name__)
+
+IN_PROCESS = "namespaces"
+BY_PROGRAM = "namespaces (nsrun program)"
+BY_BWRAP = "namespaces (bwrap)"
+
+_APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+# words that mean our own namespaces wherever those are to be had
+_NAMESPACES = {"", "auto", "namespaces", "bwrap"}
+
+
+@cache
+def _late_refusal(_uid: int) -> bool:
+    """AppArmor lets the clone through and takes the rights away after it: ask before."""
+    try:
+        return _APPARMOR.read_text(encoding="ascii").strip() == "1" and os.geteuid() != 0
+    except OSError:
+        return False
+
+
+@cache
+def _selected(_pid: int, _uid: int, _word: str) -> Selection:
+    return select()
+
+
+def _choice() -> Selection | None:
+    """What was selected; None: this process has to try."""
+    word = os.environ.get(VARIABLE, "").lower()
+    uid = os.geteuid()
+    if word in _NAMESPACES and not _late_refusal(uid):
+        return None
+    return _selected(os.getpid(), uid, word).require()
+
+
+def begin(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+    """Start a plan; returns the child, and what runs it.
+
+    Raises:
+        NsrunError: nothing here can run it.
+    """
+    choice = _choice()
+    if choice is None or choice.runner is Runner.PROCESS:
+        try:
+            return _in_process(plan, stdio)
+        except NsrunError as error:
+            if error.step != _native.STEP_CLONE:
+                raise
+            log.info("namespaces are refused to this process: %s", error)
+            choice = _instead(error)
+    return _by(choice, plan, stdio)
+
+
+def _instead(error: NsrunError) -> Selection:
+    """What can run it although this process can't."""
+    forget()
+    choice = select()
+    if choice.backend is None or choice.runner in {None, Runner.PROCESS}:
+        raise NsrunError(
+            f"{error.text}. See 'nsrun doctor'.",
+            step=error.step,
+            path=error.path,
+            errno=error.errno,
+        ) from None
+    return choice
+
+
+def _in_process(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+    child = _native.Child()
+    try:
+        child.start(plan.native, stdio)
+    except _native.NeedsProgram as reason:
+        log.debug("not in process: %s", reason)
+        return _by_program(plan, stdio)
+    return child, IN_PROCESS
+
+
+def _by_program(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+    child = _native.Child()
+    child.start_program(plan.native, find_program(), stdio)
+    return child, BY_PROGRAM
+
+
+def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+    if choice.runner is Runner.PROGRAM:
+        return _by_program(plan, stdio)
+    if choice.runner is Runner.BWRAP:
+        child = BwrapChild()
+        child.start_bwrap(plan, stdio)
+        return child, BY_BWRAP
+    asked = f"{choice.wanted_by} asks for {choice.wanted}" if choice.wanted else choice.reason
+    name = "the host" if choice.backend is Backend.HOST else "a microVM"
+    raise NsrunError(f"{asked}, but this sandbox is not made for {name}")
