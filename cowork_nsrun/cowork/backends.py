@@ -1,13 +1,14 @@
 """What runs commands, behind one small interface, and which of them is taken.
 
-A backend makes a :class:`Running` of a :class:`Command`.  It knows nothing of clients, sessions
+A backend makes a :class:`Running` of a :class:`Command`, in two steps: what looks at the file
+system may hang there, and is done in a thread.  It knows nothing of clients, sessions
 or events.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,6 +83,9 @@ class Running(Protocol):
         """Kill what is left, and give everything back."""
 
 
+Start = Callable[[], Awaitable[Running]]
+
+
 class Backend(Protocol):
     """What runs commands.
 
@@ -98,11 +102,11 @@ class Backend(Protocol):
     def problem(self) -> str | None:
         """Why nothing can be started; None: it can."""
 
-    async def start(self, command: Command) -> Running:
-        """Start a command.
+    def prepare(self, command: Command) -> Start:
+        """Get a command ready, in any thread; what is returned starts it, and is called once.
 
         Raises:
-            NsrunError: it can't be started; nothing is left.
+            NsrunError: it can't be started; nothing is left.  What is returned raises it, too.
         """
 
 
@@ -120,7 +124,7 @@ class Unavailable:
         """Why nothing can be started."""
         return self._reason
 
-    async def start(self, command: Command) -> Running:
+    def prepare(self, command: Command) -> Start:
         """Refuse.
 
         Raises:

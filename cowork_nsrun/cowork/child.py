@@ -7,14 +7,13 @@ import codecs
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import StrEnum
 
 from msgspec import UNSET
 
 from cowork_nsrun.cowork import protocol
-from cowork_nsrun.cowork.backends import End, Running
+from cowork_nsrun.cowork.backends import End, Running, Start
 from cowork_nsrun.cowork.hub import Hub
 from cowork_nsrun.cowork.log import log
 from cowork_nsrun.cowork.protocol import RequestError
@@ -149,7 +148,7 @@ class Child:
 
     # --- its life -------------------------------------------------------------------------
 
-    async def live(self, start: Callable[[], Awaitable[Running]]) -> None:
+    async def live(self, start: Start) -> None:
         """Start it, carry its streams, tell its end; whatever happens, it has ended then."""
         try:
             try:

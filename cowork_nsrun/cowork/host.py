@@ -8,9 +8,10 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import IO, Self
 
-from cowork_nsrun.cowork.backends import Command, End, Running
+from cowork_nsrun.cowork.backends import Command, End, Running, Start
 from cowork_nsrun.errors import NsrunError
 
 LIMIT = 1 << 18  # bytes that a reader holds
@@ -110,22 +111,26 @@ class HostBackend:
         """Nothing is needed."""
         return None
 
-    async def start(self, command: Command) -> Running:
-        """Start a command.
+    def prepare(self, command: Command) -> Start:
+        """Look whether it may be started.
 
         Raises:
-            NsrunError: it can't be started, or a network of certain domains was asked for.
+            NsrunError: a network of certain domains was asked for.
         """
         if command.domains is not None:
             raise NsrunError(
                 "allowedDomains: the host backend can't hold a command to them; "
                 "use a backend with isolation"
             )
-        try:
-            process = await asyncio.to_thread(_popen, command)
-        except (OSError, ValueError) as error:
-            raise NsrunError(f"spawn {command.argv[0]}: {error}") from None
-        return await Unconfined.attach(process)
+        return partial(_start, command)
+
+
+async def _start(command: Command) -> Running:
+    try:
+        process = await asyncio.to_thread(_popen, command)
+    except (OSError, ValueError) as error:
+        raise NsrunError(f"spawn {command.argv[0]}: {error}") from None
+    return await Unconfined.attach(process)
 
 
 def _popen(command: Command) -> subprocess.Popen[bytes]:

@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 
 from cowork_nsrun import aio
-from cowork_nsrun.cowork.backends import Command, End, Running
+from cowork_nsrun.cowork.backends import Command, End, Running, Start
 from cowork_nsrun.cowork.log import LIFECYCLE, log
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.policy import Decision
 from cowork_nsrun.policy import environment as proxy_environment
-from cowork_nsrun.spec import Egress, Namespace
+from cowork_nsrun.spec import Egress, Namespace, Sandbox
 from cowork_nsrun.streams import PIPE
 
 
@@ -64,23 +65,29 @@ class NamespaceBackend:
         """Nothing is known to be wrong before it is tried."""
         return None
 
-    async def start(self, command: Command) -> Running:
-        """Start a command in a sandbox.
+    def prepare(self, command: Command) -> Start:
+        """Open the folders, and compile the sandbox's spec.
 
         Raises:
-            NsrunError: it can't be started; nothing is left.
+            NsrunError: a folder is gone, or leads elsewhere.
         """
+        env = dict(command.environment)
         with ExitStack() as stack:
-            spec = await asyncio.to_thread(
-                lambda: stack.enter_context(command.layout.pinned(command.limits))
-            )
-            env = dict(command.environment)
+            spec = stack.enter_context(command.layout.pinned(command.limits))
             if command.domains is not None:
-                egress = Egress(allow=await asyncio.to_thread(_usable, command.domains))
+                egress = Egress(allow=_usable(command.domains))
                 spec = spec.replace(egress=egress, unshare=spec.unshare | {Namespace.NET})
                 env |= proxy_environment()
-            running = await aio.popen(
-                command.argv,
+            return partial(_start, command.argv, spec, env, stack.pop_all())
+
+
+async def _start(
+    argv: tuple[str, ...], spec: Sandbox, env: Mapping[str, str], opened: ExitStack
+) -> Running:
+    with opened:
+        return Sandboxed(
+            await aio.popen(
+                argv,
                 spec,
                 stdin=PIPE,
                 stdout=PIPE,
@@ -88,7 +95,7 @@ class NamespaceBackend:
                 env=env,
                 on_egress=_log_decision,
             )
-        return Sandboxed(running)
+        )
 
 
 def _usable(domains: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from cowork_nsrun.cowork import environment, programs, protocol, storage
-from cowork_nsrun.cowork.backends import Backend, Command, Running
+from cowork_nsrun.cowork.backends import Backend, Command, Running, Start
 from cowork_nsrun.cowork.child import Child, State, signal_number
 from cowork_nsrun.cowork.config import UserMounts
 from cowork_nsrun.cowork.frames import BODY_MAX
@@ -196,38 +197,35 @@ class Service:
 
     async def _begin(self, params: protocol.Spawn, session: Session, child: Child) -> Answer:
         try:
-            collected, command = await asyncio.to_thread(self._compose, params, session.standing)
+            collected, start = await asyncio.to_thread(self._compose, params, session.standing)
         except BaseException:
             self._abandon(child)
             raise
         session.mounted = collected.hosts
         names = list(collected.failed)
         result: Result = {"failedMounts": names} if names else {}
-        if isinstance(command, programs.NotFound):
+        if start is None:
             return Reply(result, lambda: self._missing(child, params.command))
         log.debug(
             "spawn %r in %s: %r, mounts: %s",
             child.ident[:80], session.name, child.shown, ", ".join(collected.folders),
         )  # fmt: skip
-        return Reply(result, lambda: self._run(child, lambda: self._start(command)))
-
-    async def _start(self, command: Command | Exception) -> Running:
-        if isinstance(command, Exception):
-            raise NsrunError(str(command))
-        return await self.backend.start(command)
+        return Reply(result, lambda: self._run(child, start))
 
     def _compose(
         self, params: protocol.Spawn, standing: Mapping[str, Folder]
-    ) -> tuple[Collected, Command | Exception]:
-        """What a request comes to, or why it comes to nothing; looks at the file system."""
+    ) -> tuple[Collected, Start | None]:
+        """What a request comes to, None without such a program; looks at the file system."""
         paths = self._settings.paths
         collected = collect(paths, standing, params.additional_mounts)
         try:
             if self.backend.sandboxed:
                 collected = prepare(paths, collected)
-            return collected, self._command(params, collected)
+            return collected, self.backend.prepare(self._command(params, collected))
+        except programs.NotFound:
+            return collected, None
         except (NsrunError, OSError) as error:
-            return collected, error
+            return collected, partial(_fail, str(error))
 
     def _command(self, params: protocol.Spawn, collected: Collected) -> Command:
         settings = self._settings
@@ -287,7 +285,7 @@ class Service:
             layout = replace(layout, own_tmp=own)
         return layout
 
-    def _run(self, child: Child, start: Callable[[], Awaitable[Running]]) -> None:
+    def _run(self, child: Child, start: Start) -> None:
         task = asyncio.get_running_loop().create_task(child.live(start))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -496,3 +494,7 @@ def _domains(asked: list[str] | None) -> tuple[str, ...] | None:
     if asked is None or "*" in asked:
         return None
     return tuple(asked)
+
+
+async def _fail(text: str) -> Running:
+    raise NsrunError(text)
