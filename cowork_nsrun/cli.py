@@ -277,6 +277,19 @@ def _serve(words: Sequence[str]) -> int:
     return serve(words)
 
 
+def _doctor(words: Sequence[str]) -> int:
+    if "--cowork" in words:
+        if len(words) > 1:
+            sys.stderr.write("nsrun: doctor --cowork goes with nothing else\n")
+            return USAGE
+        from cowork_nsrun.cowork.doctor import report  # noqa: PLC0415
+
+        text, failures = report(os.environ)
+        sys.stdout.write(text)
+        return failures
+    return doctor.main(words)
+
+
 def _sessions(words: Sequence[str]) -> int:
     from cowork_nsrun.cowork.client import sessions  # noqa: PLC0415
 
@@ -285,7 +298,7 @@ def _sessions(words: Sequence[str]) -> int:
 
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
-    "doctor": doctor.main,
+    "doctor": _doctor,
     "profile": _profile,
     "serve": _serve,
     "sessions": _sessions,

@@ -133,41 +133,61 @@ class Unavailable:
         raise NsrunError(self._reason)
 
 
-def choose(override: str | None) -> Backend:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which backend it is, for the service and for its doctor alike.
+
+    Attributes:
+        name: ``bwrap``, ``host``, ``kvm``, or ``none`` if nothing can be started.
+        override: what asked for it; empty if nothing did.
+        known: whether that is a backend's name.
+        problem: why nothing can be started; None: it can.
+        help_name: what would help, for :func:`cowork_nsrun.remedies.remedy`.
+    """
+
+    name: str
+    override: str
+    known: bool
+    problem: str | None = None
+    help_name: str | None = None
+
+
+def decide(override: str | None) -> Choice:
     """The backend that the environment asks for, else what the one selection finds.
 
     It never falls to something weaker that was not asked for by name.
     """
+    word = override or ""
+    known = word.lower() in {"", "bwrap", "host", "kvm"}
+    if word.lower() in {"bwrap", "host"}:
+        return Choice(word.lower(), word, known)
+    if word.lower() == "kvm":
+        return Choice("kvm", word, known, f"{VARIABLE} asks for kvm: {NO_MICROVM}")
+    found = select("auto")
+    if found.backend in {selection.Backend.NAMESPACES, selection.Backend.BWRAP}:
+        return Choice("bwrap", word, known)
+    if found.backend is selection.Backend.KVM:
+        return Choice("kvm", word, known, f"{found.reason}: {NO_MICROVM}", found.remedy)
+    return Choice("none", word, known, found.reason, found.remedy)
+
+
+def make(choice: Choice) -> Backend:
+    """The backend that was decided for; what is not as expected is said in the log."""
     # each brings in more than the others need
     from cowork_nsrun.cowork.host import HostBackend  # noqa: PLC0415
     from cowork_nsrun.cowork.namespaces import NamespaceBackend  # noqa: PLC0415
 
-    match (override or "").lower():
-        case "bwrap":
-            return NamespaceBackend()
-        case "host":
-            log.error("Backend: host: asked for by %s, commands are not isolated", VARIABLE)
-            return HostBackend()
-        case "kvm":
-            return _unavailable("kvm", f"{VARIABLE} asks for kvm: {NO_MICROVM}")
-        case "":
-            pass
-        case _:
-            log.error('Unknown backend override "%s", falling back to auto-detect', override)
-    found = select("auto")
-    log.debug("Backend: %s: %s", found.backend, found.reason)
-    if found.backend in {selection.Backend.NAMESPACES, selection.Backend.BWRAP}:
-        return NamespaceBackend()
-    if found.backend is selection.Backend.KVM:
-        return _unavailable("kvm", f"{found.reason}: {NO_MICROVM}")
-    return _unavailable("none", found.reason, found.remedy)
-
-
-def _unavailable(name: str, reason: str, help_name: str | None = None) -> Backend:
-    """Nothing is started then: said where it is looked for, with what would help."""
-    log.error("no sandbox can be made here, so nothing is started: %s", reason)
-    if help_name is not None:
-        helps = remedy(help_name, this_system())
-        log.error("%s %s", helps.text, "; ".join(helps.commands))
-    log.error("'nsrun doctor' says more; %s=host runs commands without isolation", VARIABLE)
-    return Unavailable(name, f"no sandbox can be made here: {reason}")
+    if not choice.known:
+        log.error('Unknown backend override "%s", falling back to auto-detect', choice.override)
+    if choice.problem is not None:
+        log.error("no sandbox can be made here, so nothing is started: %s", choice.problem)
+        if choice.help_name is not None:
+            helps = remedy(choice.help_name, this_system())
+            log.error("%s %s", helps.text, "; ".join(helps.commands))
+        log.error("'nsrun doctor' says more; %s=host runs commands without isolation", VARIABLE)
+        return Unavailable(choice.name, f"no sandbox can be made here: {choice.problem}")
+    if choice.name == "host":
+        log.error("Backend: host: asked for by %s, commands are not isolated", VARIABLE)
+        return HostBackend()
+    log.debug("Backend: %s", choice.name)
+    return NamespaceBackend()

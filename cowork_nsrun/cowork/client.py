@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cowork_nsrun.cowork.endpoint import default_path
@@ -55,7 +55,7 @@ def sessions(words: Sequence[str]) -> int:
     parser.add_argument("-socket", "--socket", metavar="PATH", help="where it listens")
     parser.add_argument("--json", action="store_true", help="print all of it, metrics too")
     options = parser.parse_args(words)
-    path = options.socket or _default()
+    path = options.socket or usual_path(os.environ)
     found = call(path, "getStatus")
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
@@ -71,11 +71,11 @@ def sessions(words: Sequence[str]) -> int:
     return 0
 
 
-def _default() -> str:
+def usual_path(environ: Mapping[str, str]) -> str:
     """The app's own socket if it is there, else the service's default."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    runtime = environ.get("XDG_RUNTIME_DIR")
     app = os.path.join(runtime, "claude-cowork-vm.sock") if runtime else ""
-    return app if app and os.path.exists(app) else str(default_path(os.environ))
+    return app if app and os.path.exists(app) else str(default_path(environ))
 
 
 def _plain(text: str) -> str:

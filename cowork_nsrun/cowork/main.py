@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import cowork_nsrun
 from cowork_nsrun.cowork import config, endpoint
-from cowork_nsrun.cowork.backends import Backend, choose
+from cowork_nsrun.cowork.backends import Backend, decide, make
 from cowork_nsrun.cowork.log import NAME, Log, lifecycle, log
 from cowork_nsrun.cowork.paths import Paths
 from cowork_nsrun.cowork.server import Server
@@ -98,7 +98,7 @@ def _serve(
         raise NsrunError(f"-socket {path}: the socket that was handed over is {found.path!r}")
     try:
         # read here, once: what starts commands is not to read it in its own way
-        backend = choose(os.environ.pop(VARIABLE, None))
+        backend = make(decide(os.environ.pop(VARIABLE, None)))
         settings = _settings(environ, paths, directory)
         asyncio.run(_run(found, settings, backend, logs))
     finally:

@@ -69,8 +69,7 @@ def test_59_without_namespaces_nothing_runs_unconfined(start: Start, lack: Lack)
 
 
 @pytest.mark.parametrize("what", ["59: kvm after a missing bwrap", "59: the confined host backend",
-                                  "61: the doctor's Cowork section",
-                                  "62: the doctor's hint for user namespaces"])  # fmt: skip
+                                  "61: the confined host in the doctor's summary"])  # fmt: skip
 def test_59_61_62_not_yet(what: str, lack: Lack) -> None:
     lack(f"cowork check {what} is not there yet")
 
