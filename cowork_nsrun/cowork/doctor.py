@@ -98,11 +98,11 @@ def sandbox_lines(choice: Choice, probe: Probe) -> Iterator[Line]:
     level = Level.WARN if others else Level.FAIL
     yield Line(level, f"bubblewrap: sandbox probe failed (errno={probe.errno})")
     yield Line(Level.INFO, f"  {probe.evidence}")
-    if is_userns(probe.evidence) or probe.remedy is not None:
+    if is_userns(probe.evidence):
         yield Line(
-            Level.INFO, "  User namespaces are not allowed to this program; on Ubuntu 24.04+"
+            Level.INFO, "  User namespaces are not allowed to this program; AppArmor decides"
         )
-        yield Line(Level.INFO, "  AppArmor decides that for each program: see docs/cowork.md.")
+        yield Line(Level.INFO, "  that on Ubuntu 24.04+.  'nsrun doctor' says more.")
     if probe.remedy is not None:
         helps = remedy(probe.remedy, this_system())
         yield Line(Level.INFO, f"  Fix: {helps.text} {'; '.join(helps.commands)}".rstrip())

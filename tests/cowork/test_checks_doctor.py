@@ -26,7 +26,7 @@ from cowork_nsrun.spec import Bind
 
 DOCTOR = (*SERVE[:-1], "doctor", "--cowork")
 REFUSED = Probe("namespaces", Verdict.BLOCKED, "setting up uid map: Permission denied", 13)
-NO_KVM = Probe("kvm", Verdict.MISSING, "/dev/kvm: no such file", 2, "kvm-missing")
+NO_KVM = Probe("kvm", Verdict.MISSING, "/dev/kvm: no such file", 2, "kvm-module")
 
 
 def _texts(lines: object) -> list[str]:
@@ -51,6 +51,7 @@ def test_61_kvm_is_information_unless_it_is_asked_for() -> None:
     assert quiet == [Line(Level.INFO, "KVM: not available")]
     asked = list(kvm_lines(Choice("kvm", "KVM", True, "x"), NO_KVM))
     assert asked[0] == Line(Level.WARN, "KVM: not available")
+    assert "Fix:" in asked[1].text
     there = Probe("kvm", Verdict.OK, "usable")
     assert _texts(kvm_lines(Choice("bwrap", "", True), there)) == ["[PASS] KVM: accessible"]
 
