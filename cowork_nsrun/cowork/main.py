@@ -7,7 +7,9 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +27,8 @@ from cowork_nsrun.probe import VARIABLE
 
 FAILED = 1
 CLOSING = 2.0  # seconds for clients to take their last events
+LEAVING = 5.0  # seconds for threads to end
+THREADS = 128  # each may hang at a file system that does not answer; more than a connection has
 DEBUG_VARIABLES = ("COWORK_VM_DEBUG", "CLAUDE_LINUX_DEBUG")
 TMP_VARIABLE = "COWORK_SESSION_TMP"
 
@@ -109,6 +113,7 @@ def _serve(
 async def _run(found: endpoint.Endpoint, settings: Settings, backend: Backend, logs: Log) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_unhandled)
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, "cowork"))
     service = Service(settings, backend, logs)
     server = Server(service)
     ended = asyncio.Event()
@@ -129,6 +134,21 @@ async def _run(found: endpoint.Endpoint, settings: Settings, backend: Backend, l
         await service.stop()
         await service.settle(CLOSING)
         server.close()
+        found.close()
+        _leave_at_last()
+
+
+def _leave_at_last() -> None:
+    """Python waits for its threads, and one may hang at a file system for ever."""
+
+    def leave() -> None:
+        log.error("a file system does not answer: not waited for")
+        lifecycle("exit code=0")
+        os._exit(0)
+
+    timer = threading.Timer(LEAVING, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _leave(number: int, frame: object) -> NoReturn:

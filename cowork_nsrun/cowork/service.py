@@ -25,6 +25,7 @@ from cowork_nsrun.cowork.paths import (
     check_name,
     guest_mount,
     is_guest,
+    is_within,
     read_text,
     split_guest,
 )
@@ -37,7 +38,6 @@ from cowork_nsrun.spec import LIMITS, Limits
 
 STOP_PATIENCE = 10.0  # seconds
 STDIN_TOTAL_MAX = 128 << 20  # bytes that may wait for all commands together
-READERS = 4  # files that are read at one time
 READ_MAX = BODY_MAX // 2  # bytes of a file; JSON may need more for them
 MIB = 1 << 20
 
@@ -93,7 +93,6 @@ class Service:
         self._running = False
         self._connected = False
         self._connecting: asyncio.TimerHandle | None = None
-        self._readers = asyncio.Semaphore(READERS)
         self._missing_said: set[str] = set()
         self.methods: dict[str, Handler] = {
             "configure": self._configure,
@@ -343,13 +342,13 @@ class Service:
 
     # --- paths ------------------------------------------------------------------------------
 
-    def _mount_path(self, request: protocol.Request, caller: Subscriber) -> Answer:
+    async def _mount_path(self, request: protocol.Request, caller: Subscriber) -> Answer:
         params = read_params(request.params, protocol.MountPath)
         child = self._sessions.find(params.process_id)
         # some clients name the session here, ahead of its first command
-        session = self._sessions.open(params.process_id if child is None else child.session)
-        paths = self._settings.paths
-        path = paths.folder(params.subpath)
+        owner = check_name("session", params.process_id if child is None else child.session)
+        path = await asyncio.to_thread(self._settings.paths.folder, params.subpath)
+        session = self._sessions.open(owner)
         name = params.mount_name or os.path.basename(path)
         session.standing[check_name("mount", name)] = Folder(path, params.mode == "ro")
         if not self.backend.sandboxed:
@@ -359,15 +358,16 @@ class Service:
     async def _read_file(self, request: protocol.Request, caller: Subscriber) -> Answer:
         params = read_params(request.params, protocol.ReadFile)
         try:
-            path, allowed = self._readable(params.file_path)
-            async with self._readers:
-                text = await asyncio.to_thread(read_text, path, allowed, READ_MAX)
-            return {"content": text}
+            return {"content": await asyncio.to_thread(self._read, params.file_path)}
         except PathError as error:
             return {"error": error.text}
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             return {"error": f"{params.file_path[:500]}: {reason}"}
+
+    def _read(self, path: str) -> str:
+        host, allowed = self._readable(path)
+        return read_text(host, allowed, READ_MAX)
 
     def _readable(self, path: str) -> tuple[str, tuple[str, ...]]:
         """What may be read under a path, and the directories that it may lie in."""
@@ -382,12 +382,16 @@ class Service:
         host = None if session is None else paths.to_host(path, session.mounted)
         if session is None or host is None:
             raise PathError(f"Cannot translate guest path: {path}")
-        mounted = (os.path.realpath(place) for place in session.mounted.values())
-        return host, (paths.real_home, *mounted)
+        # the one that it lies in: another's file system may not answer
+        mounted = session.mounted.values()
+        inside = [place for place in mounted if is_within(host, os.path.normpath(place))]
+        return host, (paths.real_home, *map(os.path.realpath, inside))
 
-    def _install_sdk(self, request: protocol.Request, caller: Subscriber) -> Answer:
+    async def _install_sdk(self, request: protocol.Request, caller: Subscriber) -> Answer:
         params = read_params(request.params, protocol.InstallSdk)
-        found = programs.find_sdk(self._settings.paths, params.sdk_subpath, params.version)
+        found = await asyncio.to_thread(
+            programs.find_sdk, self._settings.paths, params.sdk_subpath, params.version
+        )
         if found is None:
             log.error("installSdk: no program in %r, version %r: nothing changes",
                 params.sdk_subpath[:200], params.version[:80])  # fmt: skip
@@ -438,7 +442,7 @@ class Service:
         kept = self._settings.storage
         pruned, skipped, errors, freed = [], [], {}, 0
         below = params.only_if_free_bytes_below
-        free = storage.disk(self._settings.paths.home).free
+        free = (await asyncio.to_thread(storage.disk, self._settings.paths.home)).free
         names = kept.names() if params.include_session_tmp else []
         if below is not None and free >= below:
             names, skipped = [], names
