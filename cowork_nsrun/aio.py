@@ -27,7 +27,7 @@ from cowork_nsrun.process import (
     Timings,
     extras_for,
 )
-from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
 
 AsyncPopenOptions = PopenOptions
@@ -43,6 +43,7 @@ class AsyncRunOptions(CommandOptions, total=False):
 if TYPE_CHECKING:
     from cowork_nsrun.policy.gate import OnDecision
 
+TURNS = 2
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 
 
@@ -321,6 +322,9 @@ class AsyncProcess:
         await self._all_gone()
         for transport in self._transports:
             transport.close()
+        # transports close their files in the loop's next turns, which may be its last ones
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         if self.terminal is not None:
             self.terminal.close()
 
@@ -372,7 +376,7 @@ async def popen(
     ends = Ends(stdin, stdout, stderr, pty)
 
     def prepare(enforced: Enforced) -> Plan:
-        can_time = Namespace.PID in spec.unshare
+        can_time = spec.ends_all
         extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 

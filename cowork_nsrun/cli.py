@@ -101,6 +101,14 @@ def _run_parser() -> argparse.ArgumentParser:
         "or that of Limits; may be repeated")  # fmt: skip
     add("--best-effort", action="store_true", help="leave out limits that can't be had here")
     add("--pty", action="store_true", help="give the command a terminal, for shells and editors")
+    add("--protect", action="store_true",
+        help="what is obeyed outside (git hooks, shell start-up files, settings of editors and "
+        "agents) can't be written where the command starts")  # fmt: skip
+    add("--deny-read", metavar="PATH", action="append", default=[],
+        help="PATH inside, or a pattern, can't be read; may be repeated")  # fmt: skip
+    add("--deny-write", metavar="PATH", action="append", default=[],
+        help="PATH inside, or a pattern, can't be written or made; may be repeated")  # fmt: skip
+    add("--landlock", action="store_true", help="put Landlock behind the mounts")
     add("--quiet", action="store_true", help="don't say what ran the command")
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
     return parser
@@ -144,6 +152,13 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         spec = spec.replace(cwd=options.chdir)
     if options.timeout is not None:
         spec = spec.replace(timeout=options.timeout)
+    if options.protect:
+        spec = spec.protect()
+    spec = spec.replace(
+        deny_read=(*spec.deny_read, *options.deny_read),
+        deny_write=(*spec.deny_write, *options.deny_write),
+        landlock=spec.landlock or options.landlock,
+    )
     limits: Any = _limits(options)
     return spec.env(dict(options.env)).limit(**limits)
 

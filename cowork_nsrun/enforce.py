@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cowork_nsrun._native import Number
+from cowork_nsrun.denies import hold_names
 from cowork_nsrun.errors import SpecError
 from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, LimitError
@@ -70,7 +71,7 @@ class Enforced:
 
 
 def enforce(spec: Sandbox, on_decision: OnDecision | None = None) -> Enforced:
-    """Make what a spec needs outside: the cgroup of its limits, and its way out.
+    """Make what a spec needs outside: the cgroup of its limits, its way out, its placeholders.
 
     Arguments:
         on_decision: is told what the proxy allows and refuses, in a thread of its own.
@@ -79,9 +80,12 @@ def enforce(spec: Sandbox, on_decision: OnDecision | None = None) -> Enforced:
         LimitError: a limit can't be had, and the spec does not say ``best_effort``.
     """
     enforced = _limit(spec)
-    if spec.egress is None:
-        return enforced
     try:
+        placeholders = hold_names(spec)
+        enforcement = replace(enforced.enforcement, placeholders=placeholders)
+        enforced = replace(enforced, enforcement=enforcement)
+        if spec.egress is None:
+            return enforced
         outlet = Outlet(spec.egress, on_decision)
     except BaseException:
         enforced.give_back()

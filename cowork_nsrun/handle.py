@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cowork_nsrun import _native
+from cowork_nsrun.denies import Placeholders
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.outlet import Outlet
@@ -72,12 +73,14 @@ class Enforcement:
     Attributes:
         held: limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NPROC``.
         cgroup: what holds those that concern all processes together.
+        placeholders: what keeps names free that are not to come into being.
         outlet: its way out, if it has one.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
     cgroup: Cgroup | None = None
     outlet: Outlet | None = None
+    placeholders: Placeholders | None = None
 
     def give_back(self) -> None:
         """Nothing runs in it."""
@@ -85,6 +88,8 @@ class Enforcement:
             self.cgroup.close()
         if self.outlet is not None:
             self.outlet.close()
+        if self.placeholders is not None:
+            self.placeholders.release()
 
 
 @dataclass(slots=True)
@@ -269,7 +274,6 @@ class Handle:
         self._outcome.usage = Usage(cpu_ns, peak)
         if cgroup is not None:
             used = cgroup.usage()
-            cgroup.close()
             self._outcome.usage = Usage(
                 cpu_ns if used.cpu_ns is None else used.cpu_ns,
                 peak if used.memory_peak is None else used.memory_peak,
@@ -277,8 +281,7 @@ class Handle:
                 used.oom_kills,
                 used.pids_refused,
             )
-        if self._enforcement.outlet is not None:
-            self._enforcement.outlet.close()
+        self._enforcement.give_back()
         self._outcome.gone = True
 
     # --- waiting --------------------------------------------------------------------------
@@ -412,6 +415,8 @@ class Handle:
     def forget(self) -> None:
         """In a forked copy of the program: close what this holds, and end nothing."""
         self._child.forget()
+        if self._enforcement.placeholders is not None:
+            self._enforcement.placeholders.forget()
 
 
 _living: weakref.WeakSet[Handle] = weakref.WeakSet()

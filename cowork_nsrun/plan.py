@@ -11,6 +11,7 @@ from functools import cache
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
+from cowork_nsrun.denies import with_denies
 from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.spec import (
     Bind,
@@ -132,7 +133,12 @@ class Plan:
         """
         native = _native.Plan()
         words = _checked_argv(argv)
-        native.read(_template(spec))
+        try:
+            native.read(_template(spec))
+        except NsrunError as error:
+            if isinstance(error, SpecError) or spec.backend == "namespaces":
+                raise
+            raise SpecError("Sandbox", error.text) from None
         native.clear(Words.ARGV)
         native.add_words(Words.ARGV, words)
         environment = _environment(spec, env).items()
@@ -289,6 +295,9 @@ def _templates() -> _Templates:
 
 
 def _template(spec: Sandbox) -> bytes:
+    # what deny lists come to depends on what is there now
+    if spec.deny_read or spec.deny_write:
+        return _compile_spec(spec)
     return _templates().get(spec)
 
 
@@ -306,8 +315,8 @@ def _compile_spec(spec: Sandbox) -> bytes:
     native.add_word(Words.ARGV, "command")
     for path in spec.lock_files:
         native.add_word(Words.LOCK_FILES, path)
-    for operation in spec.filesystem:
-        native.add_op(_compile(operation))
+    for operation in with_denies(spec):
+        native.add_op(operation if isinstance(operation, Op) else compile_op(operation))
     _compile_identity(native, spec)
     if spec.cwd is not None:
         native.set_string(String.CHDIR, spec.cwd)
@@ -317,7 +326,9 @@ def _compile_spec(spec: Sandbox) -> bytes:
     for program in (profile, *spec.seccomp) if profile else spec.seccomp:
         native.add_seccomp(program)
     Extras(rlimits=spec.limits.rlimits).apply(native)
-    if spec.timeout is not None and Namespace.PID in spec.unshare:
+    _compile_ports(native, Words.TCP_CONNECT, spec.tcp_connect)
+    _compile_ports(native, Words.TCP_BIND, spec.tcp_bind)
+    if spec.timeout is not None and spec.ends_all:
         native.set_number(Number.TIMEOUT_MS, milliseconds(spec.timeout))
     return native.write()
 
@@ -365,7 +376,7 @@ def _environment(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]
     return result
 
 
-def _compile(operation: Operation) -> Op:  # noqa: PLR0911 - one return a kind is the clearest
+def compile_op(operation: Operation) -> Op:  # noqa: PLR0911 - one return a kind is the clearest
     match operation:
         case Bind():
             flags = OpFlag.RDONLY if operation.read_only else OpFlag.NONE
@@ -408,6 +419,11 @@ def _compile_identity(native: _native.Plan, spec: Sandbox) -> None:
         native.set_string(String.HOSTNAME, spec.hostname)
 
 
+def _compile_ports(native: _native.Plan, which: Words, ports: tuple[int, ...] | None) -> None:
+    for word in () if ports is None else ports or ("none",):
+        native.add_word(which, str(word))
+
+
 def _flags(spec: Sandbox) -> PlanFlag:
     wanted = {
         PlanFlag.UNSHARE_USER_TRY: Namespace.USER in spec.unshare_try,
@@ -417,6 +433,10 @@ def _flags(spec: Sandbox) -> PlanFlag:
         PlanFlag.DIE_WITH_PARENT: spec.die_with_parent,
         PlanFlag.AS_PID_1: spec.as_pid_1,
         PlanFlag.CLOSE_FDS: spec.close_fds,
+        PlanFlag.LANDLOCK: spec.landlock,
+        PlanFlag.ON_HOST: spec.backend != "namespaces",
+        PlanFlag.UNCONFINED: spec.backend == "unconfined",
+        PlanFlag.PRIVATE_TMP: spec.private_tmp,
     }
     flags = PlanFlag.NONE
     for flag, is_wanted in wanted.items():

@@ -21,7 +21,7 @@ from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.handle import Handle, start
 from cowork_nsrun.plan import Extras, Plan
 from cowork_nsrun.process import Argv, Process, Result, finish, finished_ends, popen, run
-from cowork_nsrun.spec import Namespace, Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
+from cowork_nsrun.spec import Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
 from cowork_nsrun.streams import Ends, Stream
 
 log = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ class Pool:
         command = Plan.for_parked(self.spec, argv, cwd=cwd, env=env, extras=Extras(flags))
         ends = Ends(stdin, stdout, stderr, pty)
         try:
-            can_time = Namespace.PID in self.spec.unshare
+            can_time = self.spec.ends_all
             handle = self._store.hand(command, ends, timeout if can_time else None)
             if handle is not None:
                 try:

@@ -20,7 +20,7 @@ from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, SIGNALS, Ending, Handle, Usage, start
 from cowork_nsrun.plan import Extras, Plan, milliseconds
-from cowork_nsrun.spec import Namespace, Sandbox
+from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Ours, OutOfTime, Pump, Stream, Terminal
 
 if TYPE_CHECKING:
@@ -520,7 +520,7 @@ def popen(
     try:
         enforced = enforce(spec, on_egress)
         try:
-            can_time = Namespace.PID in spec.unshare
+            can_time = spec.ends_all
             extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
             plan = Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
         except BaseException:

@@ -55,6 +55,8 @@ def begin(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
     Raises:
         NsrunError: nothing here can run it.
     """
+    if plan.flags & _native.PlanFlag.ON_HOST:
+        return _by_program(plan, stdio)
     choice = _choice()
     if choice is None or choice.runner is Runner.PROCESS:
         try:
@@ -94,7 +96,8 @@ def _in_process(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child,
 def _by_program(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
     child = _native.Child()
     child.start_program(plan.native, find_program(), stdio)
-    return child, BY_PROGRAM
+    on_host = plan.flags & _native.PlanFlag.ON_HOST
+    return child, plan.native.describe_host() if on_host else BY_PROGRAM
 
 
 def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PATH_MAX = 4096
 MODE_MAX = 0o7777
 ID_MAX = 2**31 - 1
+PORT_MAX = 2**16 - 1
 SIZE_MAX = 2**63 - 1
 BPF_INSTRUCTION = 8
 BPF_MAX = 4096 * BPF_INSTRUCTION
@@ -70,6 +71,7 @@ InnerPath = Annotated[str, Kind.INNER_PATH]
 Mode = Annotated[int, Kind.MODE, Range(0, MODE_MAX)]
 Size = Annotated[int, Kind.SIZE, Range(1, SIZE_MAX)]
 Id = Annotated[int, Range(0, ID_MAX)]
+Port = Annotated[int, Range(1, PORT_MAX)]
 
 
 def parse_size(text: str) -> int:
@@ -596,6 +598,17 @@ class LimitChanges(TypedDict, total=False):
     best_effort: bool
 
 
+# what runs a sandbox: "host" is confined by Landlock and seccomp alone, "unconfined" by nothing
+Backend = Literal["namespaces", "host", "unconfined"]
+
+# Names in a project that programs outside obey: what writes there acts later, as the user.
+PROTECTED = (
+    ".git/hooks", ".git/config", ".gitmodules", ".gitconfig", ".bashrc", ".bash_profile",
+    ".bash_login", ".profile", ".zshrc", ".zshenv", ".zprofile", ".envrc", ".vscode", ".idea",
+    ".claude/settings.json", ".claude/settings.local.json", ".claude/commands", ".claude/agents",
+    ".mcp.json", ".cursor", ".ripgreprc",
+)  # fmt: skip
+
 # the built-in lists of what the kernel refuses, as the core names them
 SeccompProfile = Literal["default", "nesting", "strict", "none"]
 
@@ -608,6 +621,15 @@ _PUBLIC_ETC = (
     "alternatives", "ca-certificates", "group", "hosts", "ld.so.cache", "ld.so.conf",
     "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd", "pki", "protocols", "resolv.conf",
     "services", "ssl",
+)  # fmt: skip
+# On the host what is not shown is there all the same, and refused: programs that take that
+# for an error must be able to read their configuration.
+_HOST_ETC = (
+    "bash.bashrc", "bashrc", "debian_version", "default/locale", "environment", "fonts", "gai.conf",
+    "gitconfig", "host.conf", "inputrc", "java", "locale.conf", "lsb-release", "machine-id",
+    "magic", "mime.types", "nanorc", "networks", "npmrc", "os-release", "perl", "pip.conf",
+    "profile", "profile.d", "python3", "rpc", "selinux/config", "shells", "terminfo",
+    "timezone", "vim", "wgetrc",
 )  # fmt: skip
 _SYSTEM_DIRS = ("/bin", "/lib", "/lib64", "/sbin")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -646,6 +668,18 @@ class Sandbox:
         environment: what is then set, or, with None, removed.
         caps_add: names of capabilities to grant, such as ``cap_net_raw``, or ``ALL``.
         caps_drop: those to take away; a name is in one of both.
+        landlock: landlock(7) behind the mounts: what they don't make writable can't be
+            written even if they fail.  Forbids mount(2) inside, so sandboxes in it.
+        tcp_connect: ports that TCP may connect to; empty for none, None for any.  Needs
+            ``landlock`` or the host, and says nothing of UDP.
+        tcp_bind: ports that TCP may be bound to, likewise.
+        deny_read: paths inside, or patterns of them, that can neither be read nor written.
+        deny_write: likewise, that can't be written, made, moved or removed.  A pattern
+            means what is there at the start; see docs/backends.md for what wins.
+        backend: what runs it: ``namespaces``, ``host`` (no namespaces: confined by
+            Landlock and seccomp), or ``unconfined`` (the host, and nothing else).
+        private_tmp: on the host, a temporary directory of its own, named by TMPDIR and
+            removed at the end.
         seccomp_profile: a built-in list of what the kernel refuses to the command:
             ``default``, ``nesting`` (for commands that bring a sandbox of their own),
             ``strict`` or ``none``; see docs/hardening.md.
@@ -676,6 +710,13 @@ class Sandbox:
     caps_drop: frozenset[str] = frozenset()
     seccomp_profile: SeccompProfile = "none"
     seccomp: tuple[bytes, ...] = field(default=(), repr=False)
+    landlock: bool = False
+    tcp_connect: tuple[Port, ...] | None = None
+    tcp_bind: tuple[Port, ...] | None = None
+    deny_read: tuple[InnerPath, ...] = ()
+    deny_write: tuple[InnerPath, ...] = ()
+    backend: Backend = "namespaces"
+    private_tmp: bool = False
     new_session: bool = False
     die_with_parent: bool = False
     as_pid_1: bool = False
@@ -697,6 +738,7 @@ class Sandbox:
         if self.cwd is not None:
             _check_path(self, "cwd")
         _set(self, "lock_files", self._strings("lock_files"))
+        self._check_walls()
         self._check_use()
 
     def _strings(self, field_name: str) -> tuple[str, ...]:
@@ -778,6 +820,44 @@ class Sandbox:
                 raise _refuse(self, "seccomp", f"a program has 1 to {BPF_MAX} bytes")
         _set(self, "seccomp", tuple(self.seccomp))
 
+    def _check_walls(self) -> None:
+        for name in ("tcp_connect", "tcp_bind"):
+            if getattr(self, name) is not None:
+                self._check_ports(name)
+        for name in ("deny_read", "deny_write"):
+            paths = self._strings(name)
+            for path in paths:
+                if not path.startswith("/") or len(os.fsencode(path)) >= PATH_MAX:
+                    raise _refuse(self, name, f"an absolute path is wanted, not {path!r}")
+                if ".." in path.split("/"):
+                    raise _refuse(self, name, f"{path!r}: what '..' means depends on links")
+            _set(self, name, paths)
+        if self.backend not in get_args(Backend):
+            known = ", ".join(get_args(Backend))
+            raise _refuse(self, "backend", f"{self.backend!r} is unknown; there are: {known}")
+        if self.private_tmp and self.backend == "namespaces":
+            raise _refuse(self, "private_tmp", "is for the host: use Tmpfs('/tmp')")
+        denies = self.deny_read or self.deny_write
+        if denies and self.backend == "host":
+            name = "deny_read" if self.deny_read else "deny_write"
+            raise _refuse(self, name, "the host can't take back what a bind allows: bind less")
+
+    def _check_ports(self, name: str) -> None:
+        ports: object = getattr(self, name)
+        if isinstance(ports, str) or not isinstance(ports, Collection):
+            raise _refuse(self, name, f"a collection of ports is wanted, not {ports!r}")
+        for port in ports:
+            if isinstance(port, bool) or not isinstance(port, int) or not 0 < port <= PORT_MAX:
+                raise _refuse(self, name, f"{port!r} is not a port")
+        if self.backend == "unconfined" or not (self.landlock or self.backend == "host"):
+            raise _refuse(self, name, "needs landlock, or 'host' as backend")
+        _set(self, name, tuple(ports))
+
+    @property
+    def ends_all(self) -> bool:
+        """Every process of it is known to the one that ends it, whoever they have become."""
+        return Namespace.PID in self.unshare or self.backend != "namespaces"
+
     def _check_use(self) -> None:
         if not isinstance(self.limits, Limits):
             raise _refuse(self, "limits", f"Limits(...) is wanted, not {self.limits!r}")
@@ -836,6 +916,40 @@ class Sandbox:
             SpecError: it is not a directory.
         """
         return cls.minimal().work_in(path)
+
+    @classmethod
+    def host_workspace(cls, path: PathLike) -> Self:
+        """:meth:`workspace` as far as the host itself can have it, without namespaces.
+
+        Reads the system's programs and the public part of /etc, writes one directory and
+        a temporary one of its own; no capabilities, no Unix sockets.  The network, other
+        processes and the names of all files are the host's.  See docs/backends.md.
+
+        Arguments:
+            path: the directory, absolute or relative to the caller's; the command starts
+                in it.
+
+        Raises:
+            SpecError: it is not a directory.
+        """
+        kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
+        system = ("/usr", *_SYSTEM_DIRS, "/nix/store", "/run/current-system")
+        etc = (f"/etc/{name}" for name in (*_PUBLIC_ETC, *_HOST_ETC))
+        return cls(
+            filesystem=(
+                *(Bind(place, place, read_only=True, optional=True) for place in (*system, *etc)),
+                Dev(),
+                Proc(),
+            ),
+            clear_env=True,
+            environment=(("PATH", _PATH), *kept.items()),
+            caps_drop=frozenset({"all"}),
+            seccomp_profile="default",
+            backend="host",
+            private_tmp=True,
+            new_session=True,
+            die_with_parent=True,
+        ).work_in(path)
 
     @classmethod
     def cowork(
@@ -981,6 +1095,22 @@ class Sandbox:
         """A copy that sets variables, or, with None, removes them."""
         pairs = (*self.environment, *(changes or {}).items(), *more.items())
         return replace(self, environment=pairs)
+
+    def protect(self, path: PathLike | None = None, names: Iterable[str] = PROTECTED) -> Self:
+        """A copy in which those names below a directory can't be written, made or moved.
+
+        Arguments:
+            path: the directory inside; by default the one that the command starts in.
+            names: what programs outside obey, such as ``.git/hooks``.
+
+        Raises:
+            SpecError: there is neither ``path`` nor ``cwd``.
+        """
+        top = self.cwd if path is None else os.fspath(path)
+        if top is None:
+            raise SpecError("path", "is needed where the sandbox has no cwd")
+        more = (os.path.join(top, name) for name in names)
+        return replace(self, deny_write=(*self.deny_write, *more))
 
     def harden(self, profile: SeccompProfile = "default") -> Self:
         """A copy with that seccomp profile; ``none`` takes it away."""

@@ -36,6 +36,7 @@ class OpType(IntEnum):
     TMP_OVERLAY = lib.NSR_OP_TMP_OVERLAY
     RO_OVERLAY = lib.NSR_OP_RO_OVERLAY
     HOSTNAME = lib.NSR_OP_HOSTNAME
+    GUARD = lib.NSR_OP_GUARD
 
 
 class OpFlag(IntFlag):
@@ -46,6 +47,7 @@ class OpFlag(IntFlag):
     DEVICES = lib.NSR_OP_DEVICES
     TRY = lib.NSR_OP_TRY
     SOURCE_FD = lib.NSR_OP_SOURCE_FD
+    NO_LINKS = lib.NSR_OP_NO_LINKS
 
 
 class PlanFlag(IntFlag):
@@ -67,6 +69,10 @@ class PlanFlag(IntFlag):
     TERMINAL = lib.NSR_TERMINAL
     PARKED = lib.NSR_PARKED
     TELL_EXEC = lib.NSR_TELL_EXEC
+    LANDLOCK = lib.NSR_LANDLOCK
+    ON_HOST = lib.NSR_ON_HOST
+    UNCONFINED = lib.NSR_UNCONFINED
+    PRIVATE_TMP = lib.NSR_PRIVATE_TMP
 
 
 class Number(IntEnum):
@@ -110,6 +116,8 @@ class Words(IntEnum):
     ENV = lib.NSR_ENV
     LOCK_FILES = lib.NSR_LOCK_FILES
     CGROUPS = lib.NSR_CGROUPS
+    TCP_CONNECT = lib.NSR_TCP_CONNECT
+    TCP_BIND = lib.NSR_TCP_BIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +300,13 @@ class Plan:
         count = lib.nsr_plan_words(self._plan, which)
         return tuple(_str(lib.nsr_plan_word(self._plan, which, i)) for i in range(count))
 
+    def describe_host(self) -> str:
+        """What confines it on the host here, in words."""
+        size = 256
+        out = ffi.new("char[]", size)
+        lib.nsr_host_describe(self._plan, out, size)
+        return _str(out)
+
     def ops(self) -> tuple[Op, ...]:
         """The filesystem operations, in order."""
         count = lib.nsr_plan_ops(self._plan)
@@ -314,6 +329,11 @@ def _op(native: Any) -> Op:
     )
 
 
+def landlock_abi() -> int:
+    """The version of landlock(7) here; 0: none."""
+    return max(0, int(lib.nsr_landlock_abi()))
+
+
 class NeedsProgram(Exception):
     """This plan can't be started in process; the nsrun program has to run it."""
 
@@ -325,7 +345,8 @@ class Child:
     """
 
     def __init__(self) -> None:
-        self._child = ffi.new("struct nsr_child *")
+        # a finalizer in Python can be interrupted, this one not; first, as it needs the plan
+        self._child = ffi.gc(ffi.new("struct nsr_child *"), lib.nsr_child_close)
         self._diag = ffi.new("struct nsr_diag *")
         self._plan: Plan | None = None
 

@@ -178,12 +178,30 @@ static int run_namespaces(const struct dispatch *d)
 	return status;
 }
 
+/* Never silently: who sees no word of it has namespaces. */
+static int run_host(const struct dispatch *d)
+{
+	char text[256];
+
+	nsr_host_describe(d->plan, text, sizeof(text));
+	if (d->plan->number[NSR_REPORT_FD] == -1 && !d->plan->choice.quiet)
+		d->say(d->say_arg, text);
+	return nsr_run_command(d->plan, d->ctx, d->diag);
+}
+
 /* Nothing that anybody asked for by name is tried before it was found to work. */
 static int run_selected(const struct dispatch *d)
 {
 	nsr_select(&probes, &d->request, &selection);
 	if (selection.backend == NSR_BACKEND_BWRAP)
 		return run_bwrap(d, 0);
+	if (selection.backend == NSR_BACKEND_HOST) {
+		/* the variable, whose contract has the host as its last resort */
+		d->plan->number[NSR_FLAGS] |= NSR_ON_HOST;
+		if (nsr_probe(&probes, NSR_PROBE_LANDLOCK)->verdict != NSR_OK)
+			d->plan->number[NSR_FLAGS] |= NSR_UNCONFINED;
+		return run_host(d);
+	}
 	nsr_diag_set(d->diag, "%s", selection.reason);
 	add_remedy(d->diag);
 	return -1;
@@ -199,6 +217,8 @@ int nsr_dispatch(struct nsr_plan *plan, struct nsr_ctx *ctx, int as_bwrap, nsr_w
 
 	if (nsr_request_read(&d.request, plan->choice.backend, variable, diag))
 		return -1;
+	if (plan->number[NSR_FLAGS] & NSR_ON_HOST)
+		return run_host(&d);
 	switch (d.request.wish) {
 	case NSR_WISH_AUTO:
 	case NSR_WISH_ANY_NAMESPACES:

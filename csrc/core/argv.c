@@ -557,6 +557,12 @@ HANDLER(opt_add_seccomp)
 	return nsr_plan_add_seccomp(p->plan, data.data, data.len) ? no_memory(p) : 0;
 }
 
+HANDLER(opt_tcp)
+{
+	UNUSED(next), UNUSED(opt);
+	return nsr_plan_keep_word(p->plan, (enum nsr_list)opt->value, arg[0]) ? no_memory(p) : 0;
+}
+
 HANDLER(opt_label)
 {
 	UNUSED(next), UNUSED(opt), UNUSED(arg);
@@ -567,6 +573,10 @@ HANDLER(opt_backend)
 {
 	UNUSED(next), UNUSED(opt);
 	p->plan->choice.backend = arg[0];
+	/* the plan is checked for what the host can do */
+	p->plan->number[NSR_FLAGS] &= ~(int64_t)NSR_ON_HOST;
+	if (!strcasecmp(arg[0], "host"))
+		set_flag(p, NSR_ON_HOST, NSR_FLAGS);
 	p->plan->choice.words += 2;
 	return 0;
 }

@@ -6,6 +6,7 @@
 
 #include "diag.h"
 #include "plan.h"
+#include "spawn.h"
 #include "uapi.h"
 
 static const struct op_shape {
@@ -29,7 +30,13 @@ static const struct op_shape {
 	[NSR_OP_TMP_OVERLAY] = { "--tmp-overlay", 0, 1, 1 },
 	[NSR_OP_RO_OVERLAY] = { "--ro-overlay", 0, 1, 2 },
 	[NSR_OP_HOSTNAME] = { "--hostname", 1, 0, 0 },
+	[NSR_OP_GUARD] = { "A guard", 0, 1, 0 },
 };
+
+const char *nsr_op_option(const struct nsr_op *op)
+{
+	return shapes[op->type].option;
+}
 
 static int check_path(const char *option, const char *path, struct nsr_diag *diag)
 {
@@ -167,6 +174,36 @@ static int check_rlimits(const struct nsr_plan *plan, struct nsr_diag *diag)
 	return 0;
 }
 
+static int check_ports(const struct nsr_plan *plan, enum nsr_list which, const char *option,
+		       struct nsr_diag *diag)
+{
+	const struct nsr_words *words = &plan->list[which];
+	int64_t flags = plan->number[NSR_FLAGS];
+
+	if (words->n && (!(flags & (NSR_LANDLOCK | NSR_ON_HOST)) || flags & NSR_UNCONFINED))
+		return nsr_diag_set(diag, "%s requires --landlock or the confined host", option);
+	for (uint32_t i = 0; i < words->n; i++)
+		if (nsr_port_number(words->v[i]) < 0)
+			return nsr_diag_set(diag, "%s: %s is neither a port nor none", option,
+					    words->v[i]);
+	return 0;
+}
+
+static int check_walls(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	int64_t flags = plan->number[NSR_FLAGS];
+
+	if (flags & (NSR_UNCONFINED | NSR_PRIVATE_TMP) && !(flags & NSR_ON_HOST))
+		return nsr_diag_set(diag, "%s requires --backend host", flags & NSR_UNCONFINED ?
+				    "--unconfined" : "--private-tmp");
+	if (flags & NSR_UNCONFINED && flags & NSR_LANDLOCK)
+		return nsr_diag_set(diag, "--landlock is not compatible with --unconfined");
+	if (check_ports(plan, NSR_TCP_CONNECT, "--tcp-connect", diag) ||
+	    check_ports(plan, NSR_TCP_BIND, "--tcp-bind", diag))
+		return -EINVAL;
+	return flags & NSR_ON_HOST ? nsr_host_check(plan, diag) : 0;
+}
+
 /* What only nsrun has, and what it rests on. */
 static int check_ours(const struct nsr_plan *plan, struct nsr_diag *diag)
 {
@@ -174,7 +211,8 @@ static int check_ours(const struct nsr_plan *plan, struct nsr_diag *diag)
 
 	if (n[NSR_LISTEN_FD] != -1 && !(n[NSR_UNSHARE] & NSR_CLONE_NEWNET))
 		return nsr_diag_set(diag, "--listen-fd requires --unshare-net");
-	if (n[NSR_TIMEOUT_MS] && !(n[NSR_UNSHARE] & NSR_CLONE_NEWPID))
+	if (n[NSR_TIMEOUT_MS] && !(n[NSR_UNSHARE] & NSR_CLONE_NEWPID) &&
+	    !(n[NSR_FLAGS] & NSR_ON_HOST))
 		return nsr_diag_set(diag, "--timeout requires --unshare-pid");
 	if (n[NSR_FLAGS] & NSR_PARKED && n[NSR_SECCOMP_FD] != -1)
 		return nsr_diag_set(diag, "--seccomp can't be read by a parked sandbox");
@@ -182,7 +220,7 @@ static int check_ours(const struct nsr_plan *plan, struct nsr_diag *diag)
 		if (plan->list[NSR_CGROUPS].v[i][0] != '/')
 			return nsr_diag_set(diag, "--cgroup takes an absolute path, not %s",
 					    plan->list[NSR_CGROUPS].v[i]);
-	return check_rlimits(plan, diag);
+	return check_rlimits(plan, diag) || check_walls(plan, diag) ? -EINVAL : 0;
 }
 
 static int check_process(const struct nsr_plan *plan, struct nsr_diag *diag)

@@ -18,23 +18,29 @@
  */
 enum { MAX_TRIES = 1 << 16 };
 
-static int open_in(int dir, const char *path, int flags, uint32_t mode)
+static int no_links(const struct nsr_ctx *ctx)
+{
+	return ctx->op >= 0 && ctx->plan->ops[ctx->op].flags & NSR_OP_NO_LINKS;
+}
+
+static int open_in(const struct nsr_ctx *ctx, const char *path, int flags, uint32_t mode)
 {
 	const struct nsr_open_how how = {
 		.flags = (uint64_t)(flags | O_CLOEXEC),
 		.mode = mode,
-		.resolve = NSR_RESOLVE_IN_ROOT | NSR_RESOLVE_NO_MAGICLINKS,
+		.resolve = NSR_RESOLVE_IN_ROOT | NSR_RESOLVE_NO_MAGICLINKS |
+			   (no_links(ctx) ? NSR_RESOLVE_NO_SYMLINKS : 0),
 	};
 	long fd = -EAGAIN;
 
 	for (int i = 0; fd == -EAGAIN && i < MAX_TRIES; i++)
-		fd = SYS4(SYS_openat2, dir, path, &how, sizeof(how));
+		fd = SYS4(SYS_openat2, ctx->root_fd, path, &how, sizeof(how));
 	return (int)fd;
 }
 
 int nsr_dest_open(struct nsr_ctx *ctx, const char *path, int flags)
 {
-	return open_in(ctx->root_fd, path, O_PATH | flags, 0);
+	return open_in(ctx, path, O_PATH | flags, 0);
 }
 
 /* The directory part goes to dir; what follows, slashes at its end too, is *last. */
@@ -184,7 +190,7 @@ int nsr_dest_make_dir(struct nsr_ctx *ctx, const struct nsr_op *op)
 int nsr_dest_create(struct nsr_ctx *ctx, const struct nsr_op *op, int flags, uint32_t mode,
 		    enum nsr_step step)
 {
-	int fd = open_in(ctx->root_fd, op->dest, O_CREAT | O_WRONLY | flags, mode);
+	int fd = open_in(ctx, op->dest, O_CREAT | O_WRONLY | flags, mode);
 	const char *last;
 	int parent;
 
@@ -195,7 +201,7 @@ int nsr_dest_create(struct nsr_ctx *ctx, const struct nsr_op *op, int flags, uin
 		return nsr_fail_parents(ctx, parent, step);
 	nsr_dest_close(ctx, parent);
 	if (fd == -ENOENT)
-		fd = open_in(ctx->root_fd, op->dest, O_CREAT | O_WRONLY | flags, mode);
+		fd = open_in(ctx, op->dest, O_CREAT | O_WRONLY | flags, mode);
 	return fd < 0 ? nsr_fail(ctx, step, fd) : fd;
 }
 

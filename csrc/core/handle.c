@@ -90,29 +90,6 @@ static int read_process(struct nsr_child *child)
 	return 1;
 }
 
-/* The field behind a process's name in /proc/PID/stat: its parent. -1: it is gone. */
-static int parent_of(int pid)
-{
-	char path[40], text[512];
-	const char *at;
-	int fd, parent = -1;
-	ssize_t n;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -1;
-	n = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (n <= 0)
-		return -1;
-	text[n] = '\0';
-	at = strrchr(text, ')');
-	if (!at || sscanf(at, ") %*c %d", &parent) != 1)
-		return -1;
-	return parent;
-}
-
 /*
  * A pidfd of a process that was told by number.  The number may be another's by
  * now, so its parent must be one that we hold; -1: it is gone.
@@ -121,7 +98,7 @@ static int open_told(int pid, int parent)
 {
 	int fd = (int)SYS2(SYS_pidfd_open, pid, 0);
 
-	if (fd >= 0 && parent_of(pid) != parent) {
+	if (fd >= 0 && nsr_parent_of(pid) != parent) {
 		close(fd);
 		return -1;
 	}
@@ -209,6 +186,9 @@ static int can_ask_reaper(const struct nsr_child *child, const struct nsr_ctx *c
 {
 	const int64_t *n = ctx->plan->number;
 
+	/* the host's reaper is under no filter */
+	if (n[NSR_FLAGS] & NSR_ON_HOST)
+		return child->life_fd >= 0;
 	return child->life_fd >= 0 && n[NSR_UNSHARE] & NSR_CLONE_NEWPID &&
 	       !(n[NSR_FLAGS] & NSR_AS_PID_1) && nsr_plan_seccomp_is_ours(ctx->plan);
 }
@@ -223,8 +203,8 @@ static int signal_payload(struct nsr_child *child, const struct nsr_ctx *ctx, in
 	fd = (int)SYS2(SYS_pidfd_open, child->payload_pid, 0);
 	if (fd < 0)
 		return -ESRCH;
-	ret = parent_of(child->payload_pid);
-	if (ret != child->pid && (ret < 0 || parent_of(ret) != child->pid))
+	ret = nsr_parent_of(child->payload_pid);
+	if (ret != child->pid && (ret < 0 || nsr_parent_of(ret) != child->pid))
 		ret = -ESRCH;
 	else
 		ret = (int)SYS4(SYS_pidfd_send_signal, fd, signal_number, 0, 0);
@@ -455,7 +435,9 @@ void nsr_child_close(struct nsr_child *child)
 		learn_inner(child, ctx);
 		end_inner(child);
 	}
-	SYS4(SYS_pidfd_send_signal, child->pidfd, SIGKILL, 0, 0);
+	/* without a pid namespace it is this process that ends the others, and then itself */
+	if (!(ctx->plan->number[NSR_FLAGS] & NSR_ON_HOST))
+		SYS4(SYS_pidfd_send_signal, child->pidfd, SIGKILL, 0, 0);
 	wait_process(child, 0);
 	wait_memory(&ctx->clear_tid[0]);
 	wait_memory(&ctx->clear_tid[1]);

@@ -14,6 +14,7 @@
 
 #include "caps.h"
 #include "diag.h"
+#include "monitor.h"
 #include "owner.h"
 #include "reaper_loop.h"
 #include "spawn.h"
@@ -202,7 +203,7 @@ static int step_back(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	return 0;
 }
 
-static int die_with_parent(const struct nsr_ctx *ctx, pid_t parent, struct nsr_diag *diag)
+int nsr_monitor_die_with(const struct nsr_ctx *ctx, pid_t parent, struct nsr_diag *diag)
 {
 	/* a parent-death signal follows a thread; the life line, which pid 1 has, does not */
 	if (!(ctx->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT) ||
@@ -266,7 +267,7 @@ void nsr_report_diag(const struct nsr_ctx *ctx, const struct nsr_diag *diag)
 	report(ctx, &record, text);
 }
 
-static int next_record(struct nsr_ctx *ctx, struct nsr_record *record, char *text)
+int nsr_monitor_next(struct nsr_ctx *ctx, struct nsr_record *record, char *text)
 {
 	int ret;
 
@@ -286,7 +287,7 @@ static struct outcome listen_for_end(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	char *text = ctx->cold->text;
 	struct nsr_record record;
 
-	while (!out.reported && next_record(ctx, &record, text) > 0) {
+	while (!out.reported && nsr_monitor_next(ctx, &record, text) > 0) {
 		if (record.type == NSR_RECORD_EXIT) {
 			out.reported = 1;
 			out.exit = (int)(record.value & 0xff);
@@ -367,7 +368,7 @@ static int tell_and_go(struct nsr_ctx *ctx, const struct info *info, struct nsr_
 	return ret;
 }
 
-static void report_pid(const struct nsr_ctx *ctx, pid_t pid)
+void nsr_monitor_pid(const struct nsr_ctx *ctx, pid_t pid)
 {
 	const struct nsr_record record = { .type = NSR_RECORD_PID, .op = -1, .value = pid };
 
@@ -375,7 +376,7 @@ static void report_pid(const struct nsr_ctx *ctx, pid_t pid)
 }
 
 /* Ours alone; a plan that was read from bytes names them open. */
-static int keep_ours(struct nsr_ctx *ctx, struct nsr_diag *diag)
+int nsr_monitor_keep(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
 	static const enum nsr_number ours[] = {
 		NSR_REPORT_FD, NSR_LIFE_FD, NSR_PARK_FD, NSR_STUB_FD, NSR_LISTEN_FD,
@@ -431,10 +432,10 @@ static int accompany(struct nsr_ctx *ctx, pid_t *pid, pid_t parent, struct nsr_d
 		*pid = inner;
 		ctx->inner_pidfd = (int)SYS2(SYS_pidfd_open, inner, 0);
 	}
-	report_pid(ctx, *pid);
+	nsr_monitor_pid(ctx, *pid);
 	if (ctx->go_w >= 0)
 		gather_info(ctx, *pid, &info);
-	if (step_back(ctx, diag) || die_with_parent(ctx, parent, diag) ||
+	if (step_back(ctx, diag) || nsr_monitor_die_with(ctx, parent, diag) ||
 	    watch_for_payload(ctx, diag))
 		return -1;
 	if (ctx->go_w < 0)
@@ -448,7 +449,9 @@ int nsr_run_command(struct nsr_plan *plan, struct nsr_ctx *ctx, struct nsr_diag 
 	pid_t parent = getppid();
 	pid_t pid;
 
-	if (nsr_prepare(ctx, plan, NULL, diag) || keep_ours(ctx, diag) ||
+	if (plan->number[NSR_FLAGS] & NSR_ON_HOST)
+		return nsr_run_host(plan, ctx, diag);
+	if (nsr_prepare(ctx, plan, NULL, diag) || nsr_monitor_keep(ctx, diag) ||
 	    nsr_reserve_fds(plan, diag) || open_channels(ctx, diag) || join_userns(ctx, diag))
 		return -1;
 	if (plan->number[NSR_PIDNS_FD] != -1 && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))

@@ -138,7 +138,7 @@ static uint64_t bind_attr(uint32_t flags)
 int nsr_mount_clone(int dir, const char *source, uint32_t flags)
 {
 	const unsigned int how = NSR_OPEN_TREE_CLONE | NSR_OPEN_TREE_CLOEXEC |
-				 NSR_AT_RECURSIVE;
+				 NSR_AT_RECURSIVE | (*source ? 0 : NSR_AT_EMPTY_PATH);
 	struct nsr_mount_attr attr = { .attr_set = bind_attr(flags) };
 	long tree, ret;
 
@@ -232,9 +232,11 @@ int nsr_mount_held(struct nsr_ctx *ctx, const char *type, int target, unsigned l
 
 static int legacy_tree(struct nsr_ctx *ctx, int dir, const char *source, uint32_t flags)
 {
-	int from = (int)SYS3(SYS_openat, dir, source, O_PATH | O_CLOEXEC);
-	int ret;
+	int from, ret;
 
+	if (!*source)
+		return nsr_legacy_bind(ctx, dir, flags);
+	from = (int)SYS3(SYS_openat, dir, source, O_PATH | O_CLOEXEC);
 	if (from < 0)
 		return from;
 	ret = nsr_legacy_bind(ctx, from, flags);

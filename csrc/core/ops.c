@@ -150,6 +150,19 @@ static int op_remount(struct nsr_ctx *ctx, const struct nsr_op *op)
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_REMOUNT, ret) : 0;
 }
 
+/* What is there is mounted on itself, so that no name above it leads elsewhere. */
+static int op_guard(struct nsr_ctx *ctx, const struct nsr_op *op)
+{
+	int target = nsr_dest_open(ctx, op->dest, 0);
+	int ret;
+
+	if (target < 0)
+		return nsr_fail(ctx, NSR_STEP_GUARD, target);
+	ctx->made = 0;
+	ret = nsr_mount_bind(ctx, target, "", target, "", op->flags);
+	return ret < 0 ? nsr_fail(ctx, NSR_STEP_GUARD, ret) : nsr_mounted(ctx, op, target);
+}
+
 static int op_chmod(struct nsr_ctx *ctx, const struct nsr_op *op)
 {
 	int fd = nsr_dest_open(ctx, op->dest, 0);
@@ -234,6 +247,8 @@ static int run_op(struct nsr_ctx *ctx, const struct nsr_op *op)
 		return op_chmod(ctx, op);
 	case NSR_OP_HOSTNAME:
 		return op_hostname(ctx, op);
+	case NSR_OP_GUARD:
+		return op_guard(ctx, op);
 	default:
 		return op_overlay(ctx, op);
 	}

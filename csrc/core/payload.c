@@ -248,6 +248,8 @@ int nsr_payload_exec(struct nsr_ctx *ctx)
 		nsr_caps_raise_ambient(ctx->facts.caps);
 	if (wait_release(ctx))
 		return -1;
+	if (nsr_landlock_apply(ctx))
+		return -1;
 	if (ctx->stub_fd >= 0)
 		return become_stub(ctx);
 	if (set_rlimits(ctx) || nsr_seccomp_load(ctx))

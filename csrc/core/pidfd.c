@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* pidfd.c - how a process ended, also one that is not ours to wait for. */
+#include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "reaper_loop.h"
 #include "spawn.h"
@@ -32,4 +36,27 @@ int nsr_pidfd_wait(int pidfd)
 	if (SYS3(SYS_ioctl, pidfd, PIDFD_GET_INFO, &info) < 0 || !(info.mask & PIDFD_INFO_EXIT))
 		return NSR_EXIT_UNKNOWN;
 	return nsr_exit_status(info.exit_code);
+}
+
+/* The field behind a process's name in /proc/PID/stat: its parent. -1: it is gone. */
+int nsr_parent_of(int pid)
+{
+	char path[40], text[512];
+	const char *at;
+	int fd, parent = -1;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return -1;
+	text[n] = '\0';
+	at = strrchr(text, ')');
+	if (!at || sscanf(at, ") %*c %d", &parent) != 1)
+		return -1;
+	return parent;
 }

@@ -77,6 +77,12 @@ struct nsr_op *nsr_plan_new_op(struct nsr_plan *plan, uint32_t type);
 /* Without a user namespace the caller's ids are the only ones there are. */
 int nsr_check_ids(const struct nsr_plan *plan, struct nsr_diag *diag);
 
+/* The option that makes such an operation. */
+const char *nsr_op_option(const struct nsr_op *op);
+
+/* A TCP port from 1 on; 0: "none"; -1: neither. */
+int nsr_port_number(const char *word);
+
 /* RLIMIT_* by the name without that, in any case; -1: none. */
 int nsr_rlimit_number(const char *name, size_t len);
 const char *nsr_rlimit_name(uint32_t resource);

@@ -232,7 +232,7 @@ int nsr_prepare(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int stdi
 		ctx->stdio[i] = stdio[i];
 	if (check_proc(diag) || nsr_prepare_facts(ctx, diag) || nsr_prepare_sources(ctx, diag) ||
 	    nsr_prepare_exec(ctx, diag) || prepare_seccomp(ctx, diag) ||
-	    prepare_cgroups(ctx, diag))
+	    prepare_cgroups(ctx, diag) || nsr_landlock_prepare(ctx, diag))
 		return -1;
 	return 0;
 }

@@ -51,7 +51,7 @@ static int needs_program(const struct nsr_plan *plan)
 	const int64_t alone = NSR_AS_PID_1 | NSR_DIE_WITH_PARENT;
 
 	/* without a reaper only a parent-death signal is left, and that follows a thread */
-	if (plan->list[NSR_CGROUPS].n || (plan->number[NSR_FLAGS] & alone) == alone ||
+	if (plan->list[NSR_CGROUPS].n || plan->number[NSR_FLAGS] & NSR_ON_HOST || (plan->number[NSR_FLAGS] & alone) == alone ||
 	    (plan->number[NSR_FLAGS] & NSR_AS_PID_1 && plan->number[NSR_TIMEOUT_MS]))
 		return 1;
 	for (size_t i = 0; i < sizeof(not_here) / sizeof(not_here[0]); i++)

@@ -85,6 +85,18 @@ struct nsr_facts {
 	int in_place;               /* ... by restricting "/" where it is */
 };
 
+/* What Landlock allows at and below a path. */
+struct nsr_wall {
+	const char *path;           /* absolute, as the payload sees it */
+	const struct nsr_source *source; /* what it must still be; NULL: whatever is there */
+	uint64_t access;            /* NSR_LANDLOCK_* */
+};
+
+struct nsr_port {
+	uint64_t access;
+	uint16_t port;
+};
+
 /* Large and seldom touched: apart from the rest, so that a spawn needs few pages. */
 struct nsr_cold {
 	char text[NSR_RECORD_TEXT]; /* goes with the failure in nsr_ctx */
@@ -166,6 +178,12 @@ struct nsr_ctx {
 	int exec_seen;              /* ... and it came */
 	uint32_t clear_tid[2];      /* futexes that end with the children's memory */
 	struct nsr_record failure;
+	struct nsr_landlock_ruleset_attr wall; /* all 0: no Landlock */
+	struct nsr_wall *walls;
+	uint32_t n_walls;
+	uint32_t cap_walls;
+	struct nsr_port *ports;
+	uint32_t n_ports;
 	struct nsr_sock_fprog *fprogs;
 	uint32_t n_fprogs;
 	uint64_t bpf_len;
@@ -194,6 +212,28 @@ int nsr_sources_fresh(const struct nsr_ctx *ctx);
 /* Length and bytes of each seccomp program in a file, or -errno. */
 int nsr_filter_file(const struct nsr_ctx *ctx);
 void nsr_clone_failed(const struct nsr_ctx *ctx, int err, struct nsr_diag *diag);
+
+/* landlock.c */
+int nsr_landlock_prepare(struct nsr_ctx *ctx, struct nsr_diag *diag);
+/* One more rule; -ENOMEM. */
+int nsr_wall_add(struct nsr_ctx *ctx, const char *path, const struct nsr_source *source,
+		 uint64_t access);
+int nsr_landlock_apply(struct nsr_ctx *ctx);                              /* child */
+/* path is dir or lies below it, by their words alone. */
+int nsr_path_below(const char *path, const char *dir);
+enum {
+	NSR_WALL_READ = NSR_LANDLOCK_READ_FILE | NSR_LANDLOCK_READ_DIR | NSR_LANDLOCK_EXECUTE,
+	/* no device nodes: nobody without capabilities makes any */
+	NSR_WALL_WRITE = NSR_LANDLOCK_WRITE_FILE | NSR_LANDLOCK_TRUNCATE |
+			 NSR_LANDLOCK_REMOVE_DIR | NSR_LANDLOCK_REMOVE_FILE |
+			 NSR_LANDLOCK_MAKE_DIR | NSR_LANDLOCK_MAKE_REG | NSR_LANDLOCK_MAKE_SOCK |
+			 NSR_LANDLOCK_MAKE_FIFO | NSR_LANDLOCK_MAKE_SYM | NSR_LANDLOCK_REFER,
+};
+
+/* host_rules.c: the plan as the host backend understands it */
+int nsr_host_check(const struct nsr_plan *plan, struct nsr_diag *diag);
+int nsr_host_walls(struct nsr_ctx *ctx, struct nsr_diag *diag);
+int nsr_host_confined(const struct nsr_plan *plan);
 
 /* legacy.c: mount(2) where the new mount API is refused */
 /* Find out whether it is needed, and read what it needs then. */
@@ -288,6 +328,8 @@ void nsr_default_action(int signal_number);
 int nsr_reaper_become(struct nsr_ctx *ctx);
 
 /* pidfd.c */
+/* The parent of a process, -1: it is gone. */
+int nsr_parent_of(int pid);
 int nsr_pidfd_wait(int pidfd);
 
 /* child.c: the first process of the sandbox, from clone to exec; child */

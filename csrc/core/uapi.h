@@ -51,6 +51,7 @@ struct nsr_open_how {
 	uint64_t resolve;
 };
 #define NSR_RESOLVE_NO_MAGICLINKS 0x02
+#define NSR_RESOLVE_NO_SYMLINKS 0x04
 #define NSR_RESOLVE_IN_ROOT 0x10
 
 /* mount(2) */
@@ -112,6 +113,44 @@ struct nsr_cap_data {
 #define NSR_CAP_SYS_CHROOT 18
 #define NSR_CAP_SYS_ADMIN 21
 #define NSR_CAP_VERSION_3 0x20080522
+
+/* landlock(7): what each ABI added; linux/landlock.h */
+#define NSR_LANDLOCK_CREATE_RULESET_VERSION 1
+#define NSR_LANDLOCK_RULE_PATH_BENEATH 1
+#define NSR_LANDLOCK_RULE_NET_PORT 2
+#define NSR_LANDLOCK_EXECUTE 0x1u
+#define NSR_LANDLOCK_WRITE_FILE 0x2u
+#define NSR_LANDLOCK_READ_FILE 0x4u
+#define NSR_LANDLOCK_READ_DIR 0x8u
+#define NSR_LANDLOCK_REMOVE_DIR 0x10u
+#define NSR_LANDLOCK_REMOVE_FILE 0x20u
+#define NSR_LANDLOCK_MAKE_DIR 0x80u
+#define NSR_LANDLOCK_MAKE_REG 0x100u
+#define NSR_LANDLOCK_MAKE_SOCK 0x200u
+#define NSR_LANDLOCK_MAKE_FIFO 0x400u
+#define NSR_LANDLOCK_MAKE_SYM 0x1000u
+#define NSR_LANDLOCK_FS_ABI1 0x1fffu
+#define NSR_LANDLOCK_REFER 0x2000u              /* ABI 2 */
+#define NSR_LANDLOCK_TRUNCATE 0x4000u           /* ABI 3 */
+#define NSR_LANDLOCK_BIND_TCP 0x1u              /* ABI 4 */
+#define NSR_LANDLOCK_CONNECT_TCP 0x2u
+#define NSR_LANDLOCK_IOCTL_DEV 0x8000u          /* ABI 5 */
+#define NSR_LANDLOCK_SCOPE_ABSTRACT_UNIX 0x1u   /* ABI 6 */
+#define NSR_LANDLOCK_SCOPE_SIGNAL 0x2u
+
+struct nsr_landlock_ruleset_attr {
+	uint64_t handled_access_fs;
+	uint64_t handled_access_net;
+	uint64_t scoped;
+};
+struct nsr_landlock_path_attr {
+	uint64_t allowed_access;
+	int32_t parent_fd;
+} __attribute__((packed));
+struct nsr_landlock_port_attr {
+	uint64_t allowed_access;
+	uint64_t port;
+};
 
 #define NSR_PR_SET_PDEATHSIG 1
 #define NSR_PR_SET_DUMPABLE 4

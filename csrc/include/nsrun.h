@@ -45,6 +45,7 @@ enum nsr_op_type {
 	NSR_OP_TMP_OVERLAY,
 	NSR_OP_RO_OVERLAY,
 	NSR_OP_HOSTNAME,
+	NSR_OP_GUARD,               /* dest becomes a mount of itself: it can't be moved away */
 	NSR_OP_TYPE_END,
 };
 
@@ -53,7 +54,8 @@ enum nsr_op_flag {
 	NSR_OP_DEVICES = 1 << 1,    /* device nodes stay usable */
 	NSR_OP_TRY = 1 << 2,        /* an absent source skips the operation */
 	NSR_OP_SOURCE_FD = 1 << 3,  /* the source is the directory or file open at fd */
-	NSR_OP_FLAG_ALL = (1 << 4) - 1,
+	NSR_OP_NO_LINKS = 1 << 4,   /* no symbolic link may lie on the way to dest */
+	NSR_OP_FLAG_ALL = (1 << 5) - 1,
 };
 
 /* Life-cycle and policy switches of a plan. */
@@ -73,7 +75,11 @@ enum nsr_plan_flag {
 	NSR_TERMINAL = 1 << 12,     /* stdin is the payload's controlling terminal */
 	NSR_PARKED = 1 << 13,       /* the command comes later, see nsr_child_hand */
 	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted */
-	NSR_PLAN_FLAG_ALL = (1 << 15) - 1,
+	NSR_LANDLOCK = 1 << 15,     /* a second wall around what the mounts allow */
+	NSR_ON_HOST = 1 << 16,      /* no namespaces: the host backend */
+	NSR_UNCONFINED = 1 << 17,   /* ... and no Landlock either */
+	NSR_PRIVATE_TMP = 1 << 18,  /* on the host: a TMPDIR of its own, removed at the end */
+	NSR_PLAN_FLAG_ALL = (1 << 19) - 1,
 };
 
 struct nsr_op {
@@ -130,6 +136,8 @@ enum nsr_list {
 	NSR_ENV,
 	NSR_LOCK_FILES,
 	NSR_CGROUPS,                /* directories of the cgroups to enter: cgroups(7) */
+	NSR_TCP_CONNECT,            /* ports that Landlock lets through, or "none" */
+	NSR_TCP_BIND,
 	NSR_LIST_END,
 };
 
@@ -332,6 +340,11 @@ const struct nsr_seccomp_rule *nsr_seccomp_rule(uint32_t i);
 
 /* nsr_diag.step of a clone that was refused. */
 int nsr_step_clone(void);
+/* The version of landlock(7) that this kernel has; 0 or -errno: none. */
+int nsr_landlock_abi(void);
+
+/* What a plan of the host backend is confined by here, in words; len bytes with the NUL. */
+void nsr_host_describe(const struct nsr_plan *plan, char *out, size_t len);
 
 const char *nsr_version(void);
 

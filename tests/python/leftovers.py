@@ -31,6 +31,19 @@ def wait_until_gone(marker: str) -> None:
         time.sleep(0.01)
 
 
+def wait_until_session_gone(leader: int) -> None:
+    """Until nothing is left in a session: what a sandbox begins with is in its owner's."""
+    while any(_session(path) == leader for path in Path("/proc").glob("[0-9]*/stat")):
+        time.sleep(0.01)
+
+
+def _session(path: Path) -> int:
+    try:
+        return int(path.read_text().rsplit(")", 1)[1].split()[3])
+    except OSError:
+        return 0
+
+
 def children() -> list[int]:
     """Children of this process, the ended ones too."""
     found = []

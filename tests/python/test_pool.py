@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import census, children, processes_with, wait_until_gone
+from leftovers import census, children, processes_with, wait_until_session_gone
 
 from cowork_nsrun import (
     PIPE,
@@ -29,6 +29,7 @@ from cowork_nsrun import (
     Overlay,
     Pool,
     PoolExecutor,
+    Process,
     Sandbox,
     SpecError,
     TimeoutExpired,
@@ -257,7 +258,7 @@ def test_refills_after_it_ran_out_of_descriptors(in_child: AsUser) -> None:
         with Pool(MINIMAL, 30) as pool:
             while not pool.stats().failed:
                 time.sleep(0.01)
-            kept = []
+            kept: list[Process[bytes]] = []
             with suppress(NsrunError, OSError):
                 while len(kept) < 60:
                     kept.append(pool.popen(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE))
@@ -390,14 +391,16 @@ pool.wait_full()
 print("full", flush=True)
 signal.pause()
 """
-    owner = subprocess.Popen([sys.executable, "-I", "-c", script], stdout=subprocess.PIPE)
+    owner = subprocess.Popen(
+        [sys.executable, "-I", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"full\n"
     assert len(processes_with("nsrun-stub")) >= 4
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    wait_until_gone("nsrun-stub")
+    wait_until_session_gone(owner.pid)
 
 
 def test_stub_has_nothing_of_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +420,8 @@ def test_stub_has_nothing_of_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
         }  # fmt: skip
         assert b"secret" not in proc.joinpath("environ").read_bytes()
         kinds = sorted(os.readlink(entry).split(":")[0] for entry in proc.joinpath("fd").iterdir())
-        assert kinds == ["/dev/null"] * 3 + ["socket"] * 2
+        # the profile that it is to load, and what it hears and tells by
+        assert kinds == ["/dev/null"] * 3 + ["/memfd"] + ["socket"] * 2
         with open(proc / "mem", "rb", 0) as memory:
             for line in maps.splitlines():
                 low, high = (int(end, 16) for end in line.split()[0].split("-"))

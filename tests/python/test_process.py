@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import census, cgroups_of, processes_with, wait_until_gone
+from leftovers import census, cgroups_of, processes_with, wait_until_gone, wait_until_session_gone
 
 from cowork_nsrun import (
     DEVNULL,
@@ -904,7 +904,9 @@ def test_owner_killed_at_any_time_leaves_nothing(marker: str, limited: bool) -> 
     rng = random.Random(5)
     for _ in range(8):
         owner = subprocess.Popen(
-            [sys.executable, "-I", "-W", "ignore", "-c", script], stdout=subprocess.PIPE
+            [sys.executable, "-I", "-W", "ignore", "-c", script],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"begun\n"
@@ -912,9 +914,8 @@ def test_owner_killed_at_any_time_leaves_nothing(marker: str, limited: bool) -> 
         owner.kill()
         owner.wait()
         owner.stdout.close()
-        # what is being set up looks like its owner, whose memory it shares, then like pid 1
-        for word in (script, "nsrun-reaper", "nsrun-stub", marker):
-            wait_until_gone(word)
+        wait_until_session_gone(owner.pid)
+        wait_until_gone(marker)
         wait_until_no_cgroup(owner.pid)
     assert len(Path("/proc/self/mountinfo").read_text().splitlines()) == mounts
 

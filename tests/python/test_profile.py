@@ -102,6 +102,8 @@ caps = st.sampled_from(["cap_chown", "cap_kill", "cap_net_raw", "cap_sys_admin"]
 own_namespaces = st.frozensets(st.sampled_from(Namespace)).map(
     lambda some: some | {Namespace.USER, Namespace.PID, Namespace.UTS}
 )
+ports = st.lists(st.integers(1, 2**16 - 1), max_size=3).map(tuple)
+straight = paths.filter(lambda path: ".." not in path.split("/"))
 rules = st.lists(
     st.sampled_from(["example.com", "*.example.com:443", "192.0.2.0/24", "[2001:db8::1]:80"]),
     max_size=2,
@@ -123,6 +125,11 @@ sandboxes = st.builds(
     caps_drop=st.frozensets(caps),
     seccomp_profile=st.sampled_from(["default", "nesting", "strict", "none"]),
     seccomp=st.lists(st.binary(min_size=8, max_size=8), max_size=2).map(tuple),
+    landlock=st.just(True),
+    tcp_connect=st.none() | ports,
+    tcp_bind=st.none() | ports,
+    deny_read=st.lists(straight, max_size=2).map(tuple),
+    deny_write=st.lists(straight, max_size=2).map(tuple),
     new_session=st.booleans(),
     die_with_parent=st.booleans(),
     close_fds=st.booleans(),
@@ -135,6 +142,8 @@ sandboxes = st.builds(
     unshare=own_namespaces.map(lambda some: some | {Namespace.NET}),
     as_pid_1=st.just(True),
     egress=st.none() | egress,
+    backend=st.sampled_from(["host", "unconfined"]),
+    private_tmp=st.booleans(),
 )
 
 

@@ -214,7 +214,7 @@ def test_launchers_word_for_namespaces(tools: Tools, word: str) -> None:
     assert ended.stdout == b"nsrun\n"
 
 
-@pytest.mark.parametrize("word", ["kvm", "KVM", "host", "Host"])
+@pytest.mark.parametrize("word", ["kvm", "KVM"])
 def test_what_is_asked_for_or_nothing(tools: Tools, word: str) -> None:
     for env, words in (({"COWORK_VM_BACKEND": word}, []), ({}, ["--backend", word])):
         report = World().probe(tools, *words, env=env)
@@ -282,6 +282,31 @@ def test_our_own_program_is_no_installed_bwrap(tools: Tools) -> None:
 def test_the_host_is_never_taken_by_itself(tools: Tools) -> None:
     world = World(limit=0)
     assert world.probe(tools)["selection"]["backend"] is None
-    allowed = world.probe(tools, "--allow-host")
-    assert "host: " in allowed["selection"]["reason"], "it was considered"
-    assert "host: " not in world.probe(tools)["selection"]["reason"]
+    assert world.probe(tools, "--allow-host")["selection"]["backend"] == "host"
+
+
+HOST_PLAN = ("--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev")
+
+
+@pytest.mark.parametrize("word", ["host", "Host"])
+def test_the_host_by_name(tools: Tools, word: str) -> None:
+    for env, words in (({"COWORK_VM_BACKEND": word}, []), ({}, ["--backend", word])):
+        report = World().probe(tools, *words, env=env)
+        assert report["selection"]["backend"] == "host"
+        ended = World().run(tools, [tools.nsrun, *words, *HOST_PLAN, "true"], env=env)
+        assert ended.returncode == 0, ended
+        assert b"host, confined by Landlock ABI" in ended.stderr
+        ended = World().run(tools, [tools.nsrun, *words, *SANDBOX, "true"], env=env)
+        assert ended.returncode == 1
+        assert b"can't be had with --backend host" in ended.stderr
+
+
+def test_the_host_without_landlock(tools: Tools) -> None:
+    """Only the variable gets it, and is told."""
+    world = World(deny=(f"444={errno.ENOSYS}",))
+    env = {"COWORK_VM_BACKEND": "host"}
+    ended = world.run(tools, [tools.nsrun, *HOST_PLAN, "true"], env=env)
+    assert (ended.returncode, ended.stderr) == (0, b"nsrun: host, not confined\n")
+    ended = world.run(tools, [tools.nsrun, "--backend", "host", *HOST_PLAN, "true"], env={})
+    assert ended.returncode == 1
+    assert b"no Landlock" in ended.stderr
