@@ -381,7 +381,11 @@ async def popen(
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 
     try:
-        handle, plan = _start(spec, ends, prepare, on_egress)
+        if spec.egress is None:
+            handle, plan = _start(spec, ends, prepare, on_egress)
+        else:
+            # it waits until the sandbox listens: not in the loop's thread
+            handle, plan = await _start_aside(lambda: _start(spec, ends, prepare, on_egress))
     except BaseException:
         ends.close()
         raise
@@ -411,6 +415,17 @@ def _start(
         enforced.give_back()
         raise
     return start(plan, ends.stdio, enforced.enforcement), plan
+
+
+async def _start_aside(work: Callable[[], tuple[Handle, Plan]]) -> tuple[Handle, Plan]:
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        if not task.cancelled() and task.exception() is None:
+            await asyncio.to_thread(task.result()[0].close)
+        raise
 
 
 async def run(

@@ -285,10 +285,38 @@ def _version(words: Sequence[str]) -> int:
     return 0
 
 
+def _serve(words: Sequence[str]) -> int:
+    # its libraries are no other word's business
+    from cowork_nsrun.cowork.main import serve  # noqa: PLC0415
+
+    return serve(words)
+
+
+def _doctor(words: Sequence[str]) -> int:
+    if "--cowork" in words:
+        if len(words) > 1:
+            sys.stderr.write("nsrun: doctor --cowork goes with nothing else\n")
+            return USAGE
+        from cowork_nsrun.cowork.doctor import report  # noqa: PLC0415
+
+        text, failures = report(os.environ)
+        sys.stdout.write(text)
+        return failures
+    return doctor.main(words)
+
+
+def _sessions(words: Sequence[str]) -> int:
+    from cowork_nsrun.cowork.client import sessions  # noqa: PLC0415
+
+    return sessions(words)
+
+
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
-    "doctor": doctor.main,
+    "doctor": _doctor,
     "profile": _profile,
+    "serve": _serve,
+    "sessions": _sessions,
     "version": _version,
 }
 

@@ -275,6 +275,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--schema", action="store_true", help="print the JSON schema of --json")
     what.add_argument("--fix-hint", action="store_true", help="only the commands that help")
     what.add_argument(
+        "--cowork", action="store_true", help="what 'nsrun serve' will do; alone on the line"
+    )
+    what.add_argument(
         "--apparmor",
         metavar="PATH",
         nargs="?",

@@ -1,0 +1,193 @@
+"""What runs commands, behind one small interface, and which of them is taken.
+
+A backend makes a :class:`Running` of a :class:`Command`, in two steps: what looks at the file
+system may hang there, and is done in a thread.  It knows nothing of clients, sessions
+or events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cowork_nsrun import selection
+from cowork_nsrun.cowork.layout import Layout
+from cowork_nsrun.cowork.log import log
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.probe import VARIABLE
+from cowork_nsrun.remedies import remedy, this_system
+from cowork_nsrun.selection import select
+from cowork_nsrun.spec import Limits
+
+NO_MICROVM = "this service has no microVM yet; set COWORK_VM_BACKEND=bwrap"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is to be started.
+
+    Attributes:
+        argv: the program's path and its arguments.
+        environment: all of it.
+        layout: what it is to see, for a backend that gives commands a view of their own.
+        cwd: a directory of the host, for one that doesn't.
+        limits: how much it may use, as far as that can be had here.
+        domains: the only ones that it may reach; None: the host's network.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    layout: Layout
+    cwd: str
+    limits: Limits
+    domains: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a command ended.
+
+    Attributes:
+        code: its exit status, or 128+n for signal n.
+        oom_kills: processes that were killed for want of memory; None: not known.
+    """
+
+    code: int
+    oom_kills: int | None = None
+
+
+class Running(Protocol):
+    """A command that runs."""
+
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
+
+    @property
+    def pid(self) -> int:
+        """To show only."""
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limit to what holds it."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its processes; nothing once it has ended."""
+
+    async def wait(self) -> End:
+        """Until it has ended."""
+
+    async def close(self) -> None:
+        """Kill what is left, and give everything back."""
+
+
+Start = Callable[[], Awaitable[Running]]
+
+
+class Backend(Protocol):
+    """What runs commands.
+
+    Attributes:
+        name: as the log and ``nsrun sessions`` call it.
+        sandboxed: commands have a view of their own, in which guest paths are real.
+        connect_delay: seconds until the "guest" is there.
+    """
+
+    name: str
+    sandboxed: bool
+    connect_delay: float
+
+    def problem(self) -> str | None:
+        """Why nothing can be started; None: it can."""
+
+    def prepare(self, command: Command) -> Start:
+        """Get a command ready, in any thread; what is returned starts it, and is called once.
+
+        Raises:
+            NsrunError: it can't be started; nothing is left.  What is returned raises it, too.
+        """
+
+
+class Unavailable:
+    """The backend of a system that has none: says so, each time."""
+
+    sandboxed = True
+    connect_delay = 0.0
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self._reason = reason
+
+    def problem(self) -> str | None:
+        """Why nothing can be started."""
+        return self._reason
+
+    def prepare(self, command: Command) -> Start:
+        """Refuse.
+
+        Raises:
+            NsrunError: always.
+        """
+        raise NsrunError(self._reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which backend it is, for the service and for its doctor alike.
+
+    Attributes:
+        name: ``bwrap``, ``host``, ``kvm``, or ``none`` if nothing can be started.
+        override: what asked for it; empty if nothing did.
+        known: whether that is a backend's name.
+        problem: why nothing can be started; None: it can.
+        help_name: what would help, for :func:`cowork_nsrun.remedies.remedy`.
+    """
+
+    name: str
+    override: str
+    known: bool
+    problem: str | None = None
+    help_name: str | None = None
+
+
+def decide(override: str | None) -> Choice:
+    """The backend that the environment asks for, else what the one selection finds.
+
+    It never falls to something weaker that was not asked for by name.
+    """
+    word = override or ""
+    known = word.lower() in {"", "bwrap", "host", "kvm"}
+    if word.lower() in {"bwrap", "host"}:
+        return Choice(word.lower(), word, known)
+    if word.lower() == "kvm":
+        return Choice("kvm", word, known, f"{VARIABLE} asks for kvm: {NO_MICROVM}")
+    found = select("auto")
+    if found.backend in {selection.Backend.NAMESPACES, selection.Backend.BWRAP}:
+        return Choice("bwrap", word, known)
+    if found.backend is selection.Backend.KVM:
+        return Choice("kvm", word, known, f"{found.reason}: {NO_MICROVM}", found.remedy)
+    return Choice("none", word, known, found.reason, found.remedy)
+
+
+def make(choice: Choice) -> Backend:
+    """The backend that was decided for; what is not as expected is said in the log."""
+    # each brings in more than the others need
+    from cowork_nsrun.cowork.host import HostBackend  # noqa: PLC0415
+    from cowork_nsrun.cowork.namespaces import NamespaceBackend  # noqa: PLC0415
+
+    if not choice.known:
+        log.error('Unknown backend override "%s", falling back to auto-detect', choice.override)
+    if choice.problem is not None:
+        log.error("no sandbox can be made here, so nothing is started: %s", choice.problem)
+        if choice.help_name is not None:
+            helps = remedy(choice.help_name, this_system())
+            log.error("%s %s", helps.text, "; ".join(helps.commands))
+        log.error("'nsrun doctor' says more; %s=host runs commands without isolation", VARIABLE)
+        return Unavailable(choice.name, f"no sandbox can be made here: {choice.problem}")
+    if choice.name == "host":
+        log.error("Backend: host: asked for by %s, commands are not isolated", VARIABLE)
+        return HostBackend()
+    log.debug("Backend: %s", choice.name)
+    return NamespaceBackend()

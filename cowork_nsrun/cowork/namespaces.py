@@ -1,0 +1,117 @@
+"""Commands in sandboxes of the host's kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+
+from cowork_nsrun import aio
+from cowork_nsrun.cowork.backends import Command, End, Running, Start
+from cowork_nsrun.cowork.log import LIFECYCLE, log
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.policy import Decision
+from cowork_nsrun.policy import environment as proxy_environment
+from cowork_nsrun.spec import Egress, Namespace, Sandbox
+from cowork_nsrun.streams import PIPE
+
+
+class Sandboxed:
+    """A command in a sandbox."""
+
+    def __init__(self, running: aio.AsyncProcess) -> None:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        assert running.stderr is not None
+        self._process = running
+        self.stdin: asyncio.StreamWriter = running.stdin
+        self.stdout: asyncio.StreamReader = running.stdout
+        self.stderr: asyncio.StreamReader = running.stderr
+
+    @property
+    def pid(self) -> int:
+        """To show only."""
+        return self._process.pid
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limit to what holds it."""
+        return self._process.limits
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process in the sandbox."""
+        self._process.send_signal(number)
+
+    async def wait(self) -> End:
+        """Until it has ended, and with it what it left running."""
+        code = await self._process.wait()
+        return End(code, self._process.result().usage.oom_kills)
+
+    async def close(self) -> None:
+        """Kill what is left, and give everything back."""
+        await self._process.close()
+
+
+class NamespaceBackend:
+    """Commands in sandboxes, each in one of its own."""
+
+    name = "bwrap"
+    sandboxed = True
+    connect_delay = 0.0
+
+    def problem(self) -> str | None:
+        """Nothing is known to be wrong before it is tried."""
+        return None
+
+    def prepare(self, command: Command) -> Start:
+        """Open the folders, and compile the sandbox's spec.
+
+        Raises:
+            NsrunError: a folder is gone, or leads elsewhere.
+        """
+        env = dict(command.environment)
+        with ExitStack() as stack:
+            spec = stack.enter_context(command.layout.pinned(command.limits))
+            if command.domains is not None:
+                egress = Egress(allow=_usable(command.domains))
+                spec = spec.replace(egress=egress, unshare=spec.unshare | {Namespace.NET})
+                env |= proxy_environment()
+            return partial(_start, command.argv, spec, env, stack.pop_all())
+
+
+async def _start(
+    argv: tuple[str, ...], spec: Sandbox, env: Mapping[str, str], opened: ExitStack
+) -> Running:
+    with opened:
+        return Sandboxed(
+            await aio.popen(
+                argv,
+                spec,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=env,
+                on_egress=_log_decision,
+            )
+        )
+
+
+def _usable(domains: tuple[str, ...]) -> tuple[str, ...]:
+    """Without those that are no rules: less can be reached then, never more."""
+    usable = []
+    for domain in domains:
+        try:
+            Egress(allow=(domain,)).rules()
+        except NsrunError as error:
+            log.error("allowedDomains: left out: %s", error)
+        else:
+            usable.append(domain)
+    return tuple(usable)
+
+
+def _log_decision(decision: Decision) -> None:
+    level = logging.DEBUG if decision.allowed else LIFECYCLE
+    word = "allowed" if decision.allowed else "refused"
+    log.log(level, "egress %s: %s:%s: %s", word, decision.host, decision.port, decision.reason)
