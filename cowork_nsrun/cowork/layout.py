@@ -13,6 +13,7 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.spec import Bind, BindFd, Dir, Limits, Operation, Sandbox
 
 NIX = "/nix"
+SYSCTL = "/proc/sys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,11 @@ class Layout:
             rest = (Bind(self.own_home, home), *rest[1:])
         tmp = () if self.own_tmp is None else (Bind(self.own_tmp, "/tmp"),)
         return preset.replace(
-            filesystem=(*kept, *tmp, *self.extra, *rest), cwd=self.cwd, limits=limits
+            filesystem=(*kept, *_root_covers(), *tmp, *self.extra, *rest),
+            cwd=self.cwd,
+            limits=limits,
+            # none are left where the caller has none; root's would undo every read-only mount
+            caps_drop=frozenset({"all"}),
         )
 
     @contextmanager
@@ -110,6 +115,11 @@ class Layout:
             os.close(fd)
             raise
         return fd
+
+
+def _root_covers() -> tuple[Bind, ...]:
+    """What root may write by its number alone, without any capability; others may not."""
+    return (Bind(SYSCTL, SYSCTL, read_only=True),) if os.geteuid() == 0 else ()
 
 
 def _nix() -> tuple[Bind, ...]:

@@ -31,6 +31,7 @@ LEAVING = 5.0  # seconds for threads to end
 THREADS = 128  # each may hang at a file system that does not answer; more than a connection has
 DEBUG_VARIABLES = ("COWORK_VM_DEBUG", "CLAUDE_LINUX_DEBUG")
 TMP_VARIABLE = "COWORK_SESSION_TMP"
+EGRESS_VARIABLE = "COWORK_EGRESS_ALLOW"
 
 
 def config_directory(environ: Mapping[str, str], home: str) -> Path:
@@ -51,7 +52,8 @@ def _settings(environ: Mapping[str, str], paths: Paths, directory: Path) -> Sett
     for warning in mounts.warnings:
         log.error("%s", warning)
     storage = Storage(state_directory(environ, paths.home) / "sessions")
-    return Settings(paths, environ, mounts, storage, environ.get(TMP_VARIABLE) == "1")
+    allowed = tuple(word for word in environ.get(EGRESS_VARIABLE, "").split(",") if word)
+    return Settings(paths, environ, mounts, storage, environ.get(TMP_VARIABLE) == "1", allowed)
 
 
 def serve(words: Sequence[str]) -> int:

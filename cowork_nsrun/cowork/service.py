@@ -66,6 +66,7 @@ class Settings:
         user_mounts: the user's configuration.
         storage: what sessions keep on disk.
         session_tmp: every session gets a /tmp that it keeps.
+        always_allowed: what may be reached whatever a client's list says.
     """
 
     paths: Paths
@@ -73,6 +74,7 @@ class Settings:
     user_mounts: UserMounts
     storage: Storage
     session_tmp: bool = False
+    always_allowed: tuple[str, ...] = ()
 
 
 class Service:
@@ -254,7 +256,7 @@ class Service:
             self._layout(params, collected, program),
             cwd,
             self._limits,
-            _domains(params.allowed_domains),
+            _domains(params.allowed_domains, settings.always_allowed),
         )
 
     def _layout(
@@ -493,11 +495,11 @@ class Service:
         }
 
 
-def _domains(asked: list[str] | None) -> tuple[str, ...] | None:
+def _domains(asked: list[str] | None, always: tuple[str, ...]) -> tuple[str, ...] | None:
     """None: no bound was asked for."""
     if asked is None or "*" in asked:
         return None
-    return tuple(asked)
+    return (*asked, *always)
 
 
 async def _fail(text: str) -> Running:

@@ -33,10 +33,12 @@ def _expected(home: str, session: str, middle: list[str], cwd: str) -> list[str]
     real = os.path.realpath("/etc/resolv.conf")
     directory = os.path.dirname(real)
     resolver = ["--ro-bind", directory, directory] if real.startswith("/run/") else []
+    # beyond the specification: root writes there by its number alone
+    covers = [] if os.geteuid() else ["--ro-bind", "/proc/sys", "/proc/sys"]
     return [
         *("--chdir", cwd, "--tmpfs", "/", "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc"),
         *("--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run", *links),
-        *(*resolver, *middle[: middle.index("|")], "--dir", home),
+        *(*resolver, *covers, *middle[: middle.index("|")], "--dir", home),
         *("--ro-bind", "/usr/bin", "/usr/bin"),
         *("--dir", f"/sessions/{session}", "--dir", f"/sessions/{session}/mnt"),
         *(*middle[middle.index("|") + 1 :], "--unshare-pid", "--die-with-parent", "--new-session"),
@@ -49,7 +51,7 @@ def _same(layout: Layout, argv: list[str]) -> None:
     theirs = Plan.from_argv(argv, {})
     assert ours.operations == theirs.operations
     assert (ours.cwd, ours.unshare) == (theirs.cwd, theirs.unshare)
-    assert ours.flags & ~PlanFlag.CLOSE_FDS == theirs.flags
+    assert ours.flags & ~(PlanFlag.CLOSE_FDS | PlanFlag.CAPS_TOUCHED) == theirs.flags
 
 
 @pytest.fixture

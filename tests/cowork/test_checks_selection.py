@@ -131,6 +131,14 @@ def test_allowed_domains(daemon: Daemon, web: tuple[str, int], lack: Lack) -> No
     assert "egress refused: 127.0.0.1" in daemon.log
 
 
+def test_always_allowed(start: Start, web: tuple[str, int], lack: Lack) -> None:
+    if not os.path.exists("/usr/bin/curl"):
+        lack("cowork: there is no curl")
+    daemon = start(env={"COWORK_EGRESS_ALLOW": f"example.org,127.0.0.1:{web[1]}"})
+    assert _curl(daemon, web, ["example.com"]) == "hello"
+    assert _curl(daemon, web, []) == "hello"
+
+
 def test_allowed_domains_leave_no_other_way(daemon: Daemon, web: tuple[str, int]) -> None:
     script = f"exec 3<>/dev/tcp/127.0.0.1/{web[1]} && echo reached"
     events = daemon.subscriber()
