@@ -7,6 +7,7 @@ import codecs
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 
@@ -58,7 +59,9 @@ class Child:
         end: how it ended, as the exit event says it; None before.
     """
 
-    def __init__(self, ident: str, session: str, shown: str, hub: Hub) -> None:
+    def __init__(
+        self, ident: str, session: str, shown: str, hub: Hub, on_end: Callable[[Child], None]
+    ) -> None:
         self.ident = ident
         self.session = session
         self.shown = shown
@@ -67,6 +70,7 @@ class Child:
         self.state = State.STARTING
         self.end: protocol.Exit | None = None
         self._hub = hub
+        self._on_end = on_end
         self._running: Running | None = None
         self._input: deque[bytes] = deque()
         self._input_size = 0
@@ -157,11 +161,12 @@ class Child:
                 self.fail(error.text)
                 return
             try:
-                await self._attend(running)
+                exit_event = await self._attend(running)
             finally:
                 if self._killer is not None:
                     self._killer.cancel()
                 await running.close()
+            self._tell(exit_event)
         except asyncio.CancelledError:
             self.fail("the service ends")
             raise
@@ -169,10 +174,8 @@ class Child:
             log.exception("process %r", self.ident[:80])
             self.fail(f"internal error: {type(error).__name__}")
         finally:
-            self.state = State.ENDED
             self._input.clear()
             self._input_size = 0
-            self.done.set()
 
     def fail(self, message: str) -> None:
         """It could not be started."""
@@ -185,10 +188,8 @@ class Child:
         """There is no such program: said as a shell does."""
         self._hub.emit(protocol.Stderr(self.ident, message))
         self._tell(protocol.Exit(self.ident, STARTUP_FAILED, None))
-        self.state = State.ENDED
-        self.done.set()
 
-    async def _attend(self, running: Running) -> None:
+    async def _attend(self, running: Running) -> protocol.Exit:
         self._running = running
         self.pid_seen = running.pid
         self.state = State.RUNNING
@@ -209,7 +210,7 @@ class Child:
         for result in results:
             if isinstance(result, Exception):
                 log.error("process %r: a stream failed: %r", self.ident[:80], result)
-        self._tell(self._exit(end))
+        return self._exit(end)
 
     async def _drained(self, readers: list[asyncio.Task[None]]) -> None:
         """Until the output is read, or nothing comes for a while from who still holds it."""
@@ -230,8 +231,12 @@ class Child:
         return protocol.Exit(self.ident, code, name, kills)
 
     def _tell(self, exit_event: protocol.Exit) -> None:
+        """Once it is told, nothing of the command is left, and its id is free again."""
         self.end = exit_event
+        self.state = State.ENDED
+        self._on_end(self)
         self._hub.emit(exit_event)
+        self.done.set()
 
     # --- streams --------------------------------------------------------------------------
 

@@ -190,7 +190,8 @@ class Service:
     def _spawn(self, request: protocol.Request, caller: Subscriber) -> Awaitable[Answer]:
         params = read_params(request.params, protocol.Spawn)
         session = self._sessions.open(params.name)
-        child = Child(params.id, session.name, os.path.basename(params.command)[:80], self.hub)
+        shown = os.path.basename(params.command)[:80]
+        child = Child(params.id, session.name, shown, self.hub, self._ended)
         # known before anything is waited for: what the client sends next may speak of it
         self._sessions.add(child)
         self.metrics.spawns += 1
@@ -290,11 +291,9 @@ class Service:
         task = asyncio.get_running_loop().create_task(child.live(start))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: self._ended(child))
 
     def _missing(self, child: Child, command: str) -> None:
         child.not_found(f"Error: {command} not found\n")
-        self._ended(child)
 
     def _abandon(self, child: Child) -> None:
         child.state = State.ENDED

@@ -106,7 +106,7 @@ def test_28_a_running_session_is_not_deleted(daemon: Daemon) -> None:
     assert answer == {"deleted": [], "errors": {"a": "the session is running"}}
     events.call("kill", {"id": "a"})
     events.until_exit("a")
-    wait_for(lambda: events.call("deleteSessionDirs", {"names": ["a"]})["deleted"] == ["a"], "a")
+    assert events.call("deleteSessionDirs", {"names": ["a"]})["deleted"] == ["a"]
 
 
 def test_28_prune(start: Start) -> None:

@@ -212,8 +212,9 @@ def test_the_same_id_twice(daemon: Daemon) -> None:
         events.call("spawn", {"id": "a", "name": "t", "command": "cat"})
     events.call("kill", {"id": "a"})
     events.until_exit("a")
-    wait_for(lambda: not events.call("isProcessRunning", {"id": "a"})["running"], "a")
-    assert daemon.run(events, "/bin/echo", ["hi"], id="a")[0] == "hi\n"
+    # once the exit is told the id is free
+    for _ in range(20):
+        assert daemon.run(events, "/bin/echo", ["hi"], id="a")[0] == "hi\n"
 
 
 def test_an_exit_status_is_no_signal(daemon: Daemon) -> None:
