@@ -104,9 +104,7 @@ class Sessions:
         Raises:
             RequestError: one of that id runs, or too many do.
         """
-        before = self._running.get(child.ident)
-        # its exit may have been told while its sandbox is still being taken down
-        if before is not None and before.end is None:
+        if child.ident in self._running:
             raise RequestError(f"process {child.ident[:80]!r} is running already")
         if len(self._running) >= CHILDREN_MAX:
             raise RequestError(f"{CHILDREN_MAX} processes are running already")
