@@ -24,6 +24,7 @@ from cowork_nsrun.cowork.service import Service, Settings
 from cowork_nsrun.cowork.storage import Storage
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.probe import VARIABLE
+from cowork_nsrun.supervise import name_process
 
 FAILED = 1
 CLOSING = 2.0  # seconds for clients to take their last events
@@ -94,6 +95,7 @@ def _serve(
 ) -> int:
     shown = path or str(endpoint.default_path(environ))
     lifecycle("startup (pid=%d sock=%s version=%s)", os.getpid(), shown, cowork_nsrun.__version__)
+    name_process("nsrun-serve")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     found = endpoint.activated(environ)

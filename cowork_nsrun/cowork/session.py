@@ -104,7 +104,9 @@ class Sessions:
         Raises:
             RequestError: one of that id runs, or too many do.
         """
-        if child.ident in self._running:
+        before = self._running.get(child.ident)
+        # its exit may have been told while its sandbox is still being taken down
+        if before is not None and before.end is None:
             raise RequestError(f"process {child.ident[:80]!r} is running already")
         if len(self._running) >= CHILDREN_MAX:
             raise RequestError(f"{CHILDREN_MAX} processes are running already")
@@ -119,7 +121,7 @@ class Sessions:
             del self._running[child.ident]
             self._ended[child.ident] = child
         session = self._sessions.get(child.session)
-        if session is not None:
-            session.children.pop(child.ident, None)
+        if session is not None and session.children.get(child.ident) is child:
+            del session.children[child.ident]
         while len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)

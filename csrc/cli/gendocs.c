@@ -15,7 +15,7 @@
 #include "options.h"
 
 /* The words that Python carries out; the same in every shell. */
-#define WORDS "run doctor profile version"
+#define WORDS "run doctor profile serve sessions version"
 #define BACKENDS "auto namespaces bwrap kvm host"
 
 /* In the kernel's order; checked against the parser's own table below. */

@@ -82,7 +82,7 @@ def complete(*words: str) -> list[str]:
 
 def test_bash_completes_options_and_words() -> None:
     assert sorted(complete("--")) == sorted(table())
-    assert complete("") == ["run", "doctor", "profile", "version"]
+    assert complete("") == ["run", "doctor", "profile", "serve", "sessions", "version"]
     assert complete("--unshare-all", "--proc", "/proc", "--as-p") == ["--as-pid-1"]
 
 

@@ -16,7 +16,7 @@ USERNS = Path("/proc/sys/kernel/unprivileged_userns_clone")
 
 @pytest.fixture(scope="module")
 def report() -> Any:
-    words = [ROOT / ".venv/bin/nsrun", "--probe"]
+    words = [str(ROOT / ".venv/bin/nsrun"), "--probe"]
     return json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
 
 
