@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from cowork_client import Client
-from cowork_fixtures import Daemon, Lack, Start
+from cowork_fixtures import Daemon, Lack, Start, wait_for
 
 # prints what came off, as JSON
 PROGRAM = r"""
@@ -119,6 +119,12 @@ def _attack(daemon: Daemon, events: Client, folder: str) -> set[str]:
     events.call("spawn", {"id": "other", "name": "other", "command": "sleep", "args": [MARK],
                           "oauthToken": "t0ken-of-another",
                           "additionalMounts": {"o": {"path": "other-folder"}}})  # fmt: skip
+
+    def runs() -> bool:
+        sessions = events.call("getStatus")["sessions"]
+        return any(process["pid"] for session in sessions for process in session["processes"])
+
+    wait_for(runs, "what is to be found does not run")
     mounts = {"ro": {"path": "ro", "mode": "ro"}, "rw": {"path": "rw", "mode": "rw"}}
     args = ["-c", PROGRAM, str(daemon.home), daemon.path, folder, MARK]
     out, err, end = daemon.run(
