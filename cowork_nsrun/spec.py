@@ -642,6 +642,15 @@ def _system_dir(path: str) -> tuple[Operation, ...]:
     return (Bind(path, path, read_only=True),) if os.path.isdir(path) else ()
 
 
+def _covers_of_proc() -> tuple[Operation, ...]:
+    """What root may write in /proc without any capability: it owns the host's kernel by that."""
+    if os.geteuid():
+        return ()
+    names = ("acpi", "fs", "mtrr", "scsi", "sys", "sysrq-trigger")
+    paths = (f"/proc/{name}" for name in names)
+    return tuple(Bind(path, path, read_only=True, optional=True) for path in paths)
+
+
 def _check_component(field_name: str, value: str) -> None:
     if not value or "/" in value or "\0" in value or value in {".", ".."}:
         raise SpecError(field_name, f"one name of a directory is wanted, not {value!r}")
@@ -889,6 +898,7 @@ class Sandbox:
                 *(Bind(path, path, read_only=True, optional=True) for path in etc),
                 Dev(),
                 Proc(),
+                *_covers_of_proc(),
                 Tmpfs("/tmp", mode=0o1777),
                 Dir("/home"),
                 Tmpfs("/home/user", mode=0o700),

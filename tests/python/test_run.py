@@ -102,6 +102,30 @@ def test_minimal_has_no_capabilities(as_user: AsUser) -> None:
     assert {line.split()[1] for line in result.stdout.splitlines()} == {"0" * 16}
 
 
+KERNEL = """
+for file in core_pattern modprobe hostname sysrq panic; do
+    (: >>/proc/sys/kernel/$file) 2>/dev/null && echo $file
+done
+(: >>/proc/sysrq-trigger) 2>/dev/null && echo sysrq-trigger
+true
+"""
+
+
+def test_root_can_t_write_to_the_kernel(lack: Callable[[str], Any]) -> None:
+    """A program that the kernel runs as root on the host is a line in /proc/sys away."""
+    if os.geteuid():
+        lack("not root: only root may write to /proc/sys without capabilities")
+    assert sh(KERNEL).stdout == ""
+    assert sh(KERNEL, Sandbox.workspace("/usr/share")).stdout == ""
+    # the control, without what the presets add
+    bare = Sandbox(
+        filesystem=(Bind("/", "/", read_only=True), Dev(), Proc()),
+        unshare=frozenset({Namespace.PID}),
+        caps_drop=frozenset({"all"}),
+    )
+    assert "core_pattern" in sh(KERNEL, bare).stdout
+
+
 def test_environment(as_user: AsUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "secret")
 
