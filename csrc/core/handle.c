@@ -435,8 +435,12 @@ void nsr_child_close(struct nsr_child *child)
 		learn_inner(child, ctx);
 		end_inner(child);
 	}
-	/* without a pid namespace it is this process that ends the others, and then itself */
-	if (!(ctx->plan->number[NSR_FLAGS] & NSR_ON_HOST))
+	/*
+	 * Without a pid namespace it is this process that ends the others, and then
+	 * itself.  The plan itself may be gone: a collector of garbage asks nobody
+	 * which of two goes first.
+	 */
+	if (!ctx->facts.on_host)
 		SYS4(SYS_pidfd_send_signal, child->pidfd, SIGKILL, 0, 0);
 	wait_process(child, 0);
 	wait_memory(&ctx->clear_tid[0]);

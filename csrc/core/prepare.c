@@ -227,6 +227,7 @@ int nsr_prepare(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int stdi
 		struct nsr_diag *diag)
 {
 	ctx->plan = plan;
+	ctx->facts.on_host = !!(plan->number[NSR_FLAGS] & NSR_ON_HOST);
 	no_fds(ctx);
 	for (int i = 0; stdio && i < 3; i++)
 		ctx->stdio[i] = stdio[i];

@@ -83,6 +83,7 @@ struct nsr_facts {
 	int shield;                 /* and one that no bind of "/" crosses */
 	int root_op;                /* operation 0 makes the root itself, */
 	int in_place;               /* ... by restricting "/" where it is */
+	int on_host;                /* without namespaces */
 };
 
 /* What Landlock allows at and below a path. */
