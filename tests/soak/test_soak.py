@@ -27,6 +27,7 @@ from leftovers import census
 
 SPAWNS = int(os.environ.get("NSRUN_SOAK", "600"))
 WORKERS = 6
+PART = 100
 GROWTH = 1.2  # of resident memory after the first third
 MINIMAL = Sandbox.minimal()
 
@@ -138,6 +139,9 @@ def spawn_all(
     """That many, some at a time."""
     chosen = [rng.choice(ways) for _ in range(count)]
     with ThreadPoolExecutor(WORKERS) as threads:
-        for future in [threads.submit(way) for way in chosen]:
-            future.result()
+        # in parts: thousands of futures would be what grows
+        for begin in range(0, count, PART):
+            part = [threads.submit(way) for way in chosen[begin : begin + PART]]
+            for future in part:
+                future.result()
     counted.update(getattr(way, "__name__", "") for way in chosen)
