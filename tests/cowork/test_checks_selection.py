@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import boot_sequence
@@ -96,7 +97,7 @@ def test_63_boot(user: int | None, open_directory: Path, lack: Lack) -> None:
 
 
 @pytest.fixture
-def web() -> tuple[str, int]:
+def web() -> Iterator[tuple[str, int]]:
     """A server on this machine's loopback device that answers everybody."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -110,8 +111,13 @@ def web() -> tuple[str, int]:
                 connection.recv(4096)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
 
-    threading.Thread(target=answer, daemon=True).start()
-    return "127.0.0.1", int(listener.getsockname()[1])
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield "127.0.0.1", int(listener.getsockname()[1])
+    # a close alone would not wake who waits for a connection
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()
 
 
 def _curl(daemon: Daemon, web: tuple[str, int], domains: list[str] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import signal
@@ -439,6 +440,8 @@ def status_fields(*names: str) -> dict[str, str]:
 def caller_state() -> dict[str, Any]:
     """Everything of this process that a spawn must leave as it was."""
     settle()
+    # what earlier tests dropped is not to be closed between two looks
+    gc.collect()
     # a thread is gone for Python before it is for the kernel
     while len(os.listdir("/proc/self/task")) > threading.active_count():
         time.sleep(0.001)
