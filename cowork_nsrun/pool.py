@@ -134,7 +134,7 @@ class _Store:
                 self._retry_at = time.monotonic() + RETRY_AFTER
             return
         with self._lock:
-            if not self._closed:
+            if not self._closed and len(self._parked) < self._size:
                 self._parked.append(_Parked(handle, time.monotonic()))
                 self._changed.notify_all()
                 return
@@ -195,7 +195,8 @@ class _Store:
 
     def _put_back(self, parked: _Parked) -> None:
         with self._lock:
-            if not self._closed:
+            # its place may have been taken by a new one meanwhile
+            if not self._closed and len(self._parked) < self._size:
                 self._parked.appendleft(parked)
                 return
         parked.handle.close()
