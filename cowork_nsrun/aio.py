@@ -30,7 +30,11 @@ from cowork_nsrun.process import (
 from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
 
-AsyncPopenOptions = PopenOptions
+
+class AsyncPopenOptions(PopenOptions, total=False):
+    """Options of :func:`popen`."""
+
+    within: Group | None
 
 
 class AsyncRunOptions(CommandOptions, total=False):
@@ -41,6 +45,7 @@ class AsyncRunOptions(CommandOptions, total=False):
 
 
 if TYPE_CHECKING:
+    from cowork_nsrun.limits import Group
     from cowork_nsrun.policy.gate import OnDecision
 
 TURNS = 2
@@ -366,10 +371,15 @@ async def popen(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     on_egress: OnDecision | None = None,
+    within: Group | None = None,
 ) -> AsyncProcess:
     """Start a command in a sandbox; returns once it runs.
 
     Arguments and errors are those of :func:`cowork_nsrun.popen`; the streams are bytes.
+
+    Arguments:
+        within: a group of sandboxes with limits for all of them together, of
+            :meth:`cowork_nsrun.limits.Cgroups.group`.
     """
     begin = time.monotonic_ns()
     timeout = spec.timeout if timeout is None else timeout
@@ -382,10 +392,12 @@ async def popen(
 
     try:
         if spec.egress is None:
-            handle, plan = _start(spec, ends, prepare, on_egress)
+            handle, plan = _start(spec, ends, prepare, on_egress, within)
         else:
             # it waits until the sandbox listens: not in the loop's thread
-            handle, plan = await _start_aside(lambda: _start(spec, ends, prepare, on_egress))
+            handle, plan = await _start_aside(
+                lambda: _start(spec, ends, prepare, on_egress, within)
+            )
     except BaseException:
         ends.close()
         raise
@@ -407,8 +419,9 @@ def _start(
     ends: Ends,
     prepare: Callable[[Enforced], Plan],
     on_egress: OnDecision | None,
+    within: Group | None,
 ) -> tuple[Handle, Plan]:
-    enforced = enforce(spec, on_egress)
+    enforced = enforce(spec, on_egress, within)
     try:
         plan = prepare(enforced)
     except BaseException:

@@ -14,7 +14,7 @@ from cowork_nsrun._native import Number
 from cowork_nsrun.denies import hold_names
 from cowork_nsrun.errors import SpecError
 from cowork_nsrun.handle import Enforcement
-from cowork_nsrun.limits import Cgroup, Cgroups, LimitError
+from cowork_nsrun.limits import Cgroup, Cgroups, Group, LimitError
 from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.spec import (
     LIMITS,
@@ -70,16 +70,19 @@ class Enforced:
         self.enforcement.give_back()
 
 
-def enforce(spec: Sandbox, on_decision: OnDecision | None = None) -> Enforced:
+def enforce(
+    spec: Sandbox, on_decision: OnDecision | None = None, within: Group | None = None
+) -> Enforced:
     """Make what a spec needs outside: the cgroup of its limits, its way out, its placeholders.
 
     Arguments:
         on_decision: is told what the proxy allows and refuses, in a thread of its own.
+        within: whose limits hold as well, for all in it together.
 
     Raises:
         LimitError: a limit can't be had, and the spec does not say ``best_effort``.
     """
-    enforced = _limit(spec)
+    enforced = _limit(spec, within)
     try:
         placeholders = hold_names(spec)
         enforcement = replace(enforced.enforcement, placeholders=placeholders)
@@ -93,7 +96,7 @@ def enforce(spec: Sandbox, on_decision: OnDecision | None = None) -> Enforced:
     return replace(enforced, enforcement=replace(enforced.enforcement, outlet=outlet))
 
 
-def _limit(spec: Sandbox) -> Enforced:
+def _limit(spec: Sandbox, within: Group | None) -> Enforced:
     held = {
         name: str(LIMITS[name].rlimit)
         for name in LIMITS
@@ -104,10 +107,12 @@ def _limit(spec: Sandbox) -> Enforced:
     # pid 1 inside is one more than the command knows of
     if "pids" in wanted and not spec.as_pid_1:
         wanted["pids"] += 1
-    while wanted:
+    while wanted or within is not None:
         try:
-            cgroup = _open(wanted)
+            cgroup = _open(wanted, within)
         except LimitError as error:
+            if error.limit not in wanted:
+                raise
             value = wanted.pop(error.limit)
             instead = _instead(spec, error)
             if instead is None:
@@ -125,9 +130,9 @@ def _limit(spec: Sandbox) -> Enforced:
     return Enforced(Enforcement(held), rlimits)
 
 
-def _open(wanted: Mapping[str, float]) -> Cgroup:
+def _open(wanted: Mapping[str, float], within: Group | None) -> Cgroup:
     memory, pids = wanted.get("memory"), wanted.get("pids")
-    return shared_cgroups().open(
+    return (within or shared_cgroups()).open(
         memory=None if memory is None else int(memory),
         pids=None if pids is None else int(pids),
         cpu=wanted.get("cpu"),

@@ -20,7 +20,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,7 +160,6 @@ def _settings(version: int, limit: str, value: float) -> list[_Setting]:
         return [
             _Setting("memory.max", str(value)),
             _Setting("memory.swap.max", "0", optional=True),
-            _Setting("memory.oom.group", "1", optional=True),
         ]
     return [
         # inherited: with it, what is out of memory would hang and not end
@@ -570,6 +569,72 @@ class Cgroup:
         self.close()
 
 
+class Group:
+    """A cgroup that holds limits for several sandboxes together; their own lie below it.
+
+    Made by :meth:`Cgroups.group`.  Any thread may use it, but no fork of the process.  The
+    kernel kills one sandbox, all of it, when the memory of all together is used up.
+
+    Attributes:
+        held: limit to what holds it, ``cgroup v2`` or ``cgroup v1``.
+    """
+
+    def __init__(self, cgroups: Cgroups, cgroup: Cgroup, places: Collection[Place]) -> None:
+        self._cgroups = cgroups
+        self._cgroup = cgroup
+        self._places = tuple(places)
+        self.held = cgroup.held
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The directories that have the limits."""
+        return self._cgroup.paths
+
+    def open(
+        self, *, memory: int | None = None, pids: int | None = None, cpu: float | None = None
+    ) -> Cgroup:
+        """A new, empty cgroup in it, with limits of its own, as :meth:`Cgroups.open` has them.
+
+        Raises:
+            SpecError: a value that can't be.
+            LimitError: a limit that the group was not made for, or the group is gone.
+        """
+        asked = _checked(memory, pids, cpu)
+        found: dict[Place, list[str]] = {place: [] for place in self._places}
+        for limit in asked:
+            place = next((each for each in self._places if limit in each.controllers), None)
+            if place is None:
+                problem = f"{self.paths[0]} has no controller for it"
+                raise LimitError(limit, problem, self.paths[0], 0, "give the group such a limit")
+            found[place].append(limit)
+        cgroup = self._cgroups.make(found, asked)
+        cgroup.held = {**self.held, **cgroup.held}
+        return cgroup
+
+    def usage(self) -> CgroupUsage:
+        """What the sandboxes in it have used so far, those that ended included."""
+        return self._cgroup.usage()
+
+    def close(self) -> None:
+        """Kill what is in it and remove it.  May be called again.
+
+        Raises:
+            NsrunError: it could not be removed within some seconds.
+        """
+        self._cgroup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class Cgroups:
     """Makes cgroups.  One for a whole process is enough, and any thread may use it.
 
@@ -690,20 +755,48 @@ class Cgroups:
         asked = _checked(memory, pids, cpu)
         if not asked and not account:
             raise SpecError("limits", "none is given")
-        found = self._find(list(asked), account)
+        return self.make(self._find(list(asked), account), asked)
+
+    def group(
+        self, *, memory: int | None = None, pids: int | None = None, cpu: float | None = None
+    ) -> Group:
+        """A new cgroup with these limits, in which sandboxes get cgroups of their own.
+
+        Arguments and errors are those of :meth:`open`.
+        """
+        asked = _checked(memory, pids, cpu)
+        if not asked:
+            raise SpecError("limits", "none is given")
+        found = self._find(list(asked), account=False)
+        cgroup = self.make(found, asked, group=True)
+        below = [
+            Place(path, place.version, place.controllers)
+            for place, path in zip(found, cgroup.paths, strict=True)
+        ]
+        return Group(self, cgroup, below)
+
+    def make(
+        self, found: dict[Place, list[str]], asked: Mapping[str, float], *, group: bool = False
+    ) -> Cgroup:
+        """A new cgroup at these places; for :meth:`open`, :meth:`group` and :class:`Group`.
+
+        Raises:
+            LimitError: a limit can't be had.
+            NsrunError: the process that would clean up can't be started.
+        """
         owner = self._mine()
         owner.sweep(place.path for place in found)
         cgroup = Cgroup(owner, owner.new_name(), found)
         owner.announce(cgroup)
         try:
             for place, path in zip(found, cgroup.paths, strict=True):
-                self._make(place, path, {limit: asked[limit] for limit in found[place]})
+                self._make(place, path, {limit: asked[limit] for limit in found[place]}, group)
         except BaseException:
             cgroup.close()
             raise
         return cgroup
 
-    def _make(self, place: Place, path: str, limits: dict[str, float]) -> None:
+    def _make(self, place: Place, path: str, limits: dict[str, float], group: bool) -> None:
         limit, at = next(iter(limits), USAGE), f"{place.path}/cgroup.subtree_control"
         try:
             assert not isinstance(self._places, Missing)
@@ -715,6 +808,15 @@ class Cgroups:
                     at = f"{path}/{setting.file}"
                     if not setting.optional or os.path.exists(at):
                         _write(at, setting.value)
+            if group:
+                at = f"{path}/cgroup.subtree_control"
+                if place.version == 2:
+                    _write(at, " ".join(f"+{name}" for name in sorted(place.controllers)))
+                return
+            # a sandbox is killed as a whole, for want of its own memory or of its group's
+            at = f"{path}/memory.oom.group"
+            if place.version == 2 and os.path.exists(at):
+                _write(at, "1")
             at = f"{path}/{INNER}"
             os.mkdir(at, 0o755)
         except OSError as error:

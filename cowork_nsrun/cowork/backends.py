@@ -16,10 +16,10 @@ from cowork_nsrun import selection
 from cowork_nsrun.cowork.layout import Layout
 from cowork_nsrun.cowork.log import log
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.probe import VARIABLE
+from cowork_nsrun.limits import Group
+from cowork_nsrun.probe import VARIABLE, ask_program
 from cowork_nsrun.remedies import remedy, this_system
 from cowork_nsrun.selection import select
-from cowork_nsrun.spec import Limits
 
 NO_MICROVM = "this service has no microVM yet; set COWORK_VM_BACKEND=bwrap"
 
@@ -33,16 +33,16 @@ class Command:
         environment: all of it.
         layout: what it is to see, for a backend that gives commands a view of their own.
         cwd: a directory of the host, for one that doesn't.
-        limits: how much it may use, as far as that can be had here.
         domains: the only ones that it may reach; None: the host's network.
+        group: what holds its session's limits; None: nothing does, or there are none.
     """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     layout: Layout
     cwd: str
-    limits: Limits
     domains: tuple[str, ...] | None = None
+    group: Group | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,8 @@ class Choice:
         known: whether that is a backend's name.
         problem: why nothing can be started; None: it can.
         help_name: what would help, for :func:`cowork_nsrun.remedies.remedy`.
+        confined: the host confines commands by Landlock and seccomp.
+        instead: why nothing stronger is taken; None: it was asked for, or is the strongest.
     """
 
     name: str
@@ -150,24 +152,37 @@ class Choice:
     known: bool
     problem: str | None = None
     help_name: str | None = None
+    confined: bool = False
+    instead: str | None = None
 
 
 def decide(override: str | None) -> Choice:
     """The backend that the environment asks for, else what the one selection finds.
 
-    It never falls to something weaker that was not asked for by name.
+    The confined host is the last one; without confinement it has to be asked for by name.
     """
     word = override or ""
     known = word.lower() in {"", "bwrap", "host", "kvm"}
-    if word.lower() in {"bwrap", "host"}:
-        return Choice(word.lower(), word, known)
+    if word.lower() == "bwrap":
+        return Choice("bwrap", word, known)
+    if word.lower() == "host":
+        confined = ask_program("host", allow_host=True)["landlock"].ok
+        return Choice("host", word, known, confined=confined)
     if word.lower() == "kvm":
         return Choice("kvm", word, known, f"{VARIABLE} asks for kvm: {NO_MICROVM}")
-    found = select("auto")
+    return _found(word, known)
+
+
+def _found(word: str, known: bool) -> Choice:
+    found = select("auto", allow_host=True)
     if found.backend in {selection.Backend.NAMESPACES, selection.Backend.BWRAP}:
         return Choice("bwrap", word, known)
     if found.backend is selection.Backend.KVM:
         return Choice("kvm", word, known, f"{found.reason}: {NO_MICROVM}", found.remedy)
+    if found.backend is selection.Backend.HOST:
+        return Choice(
+            "host", word, known, help_name=found.remedy, confined=True, instead=found.reason
+        )
     return Choice("none", word, known, found.reason, found.remedy)
 
 
@@ -181,13 +196,28 @@ def make(choice: Choice) -> Backend:
         log.error('Unknown backend override "%s", falling back to auto-detect', choice.override)
     if choice.problem is not None:
         log.error("no sandbox can be made here, so nothing is started: %s", choice.problem)
-        if choice.help_name is not None:
-            helps = remedy(choice.help_name, this_system())
-            log.error("%s %s", helps.text, "; ".join(helps.commands))
+        _say_help(choice)
         log.error("'nsrun doctor' says more; %s=host runs commands without isolation", VARIABLE)
         return Unavailable(choice.name, f"no sandbox can be made here: {choice.problem}")
     if choice.name == "host":
-        log.error("Backend: host: asked for by %s, commands are not isolated", VARIABLE)
-        return HostBackend()
+        _say_host(choice)
+        return HostBackend(choice.confined)
     log.debug("Backend: %s", choice.name)
     return NamespaceBackend()
+
+
+def _say_help(choice: Choice) -> None:
+    if choice.help_name is not None:
+        helps = remedy(choice.help_name, this_system())
+        log.error("%s %s", helps.text, "; ".join(helps.commands))
+
+
+def _say_host(choice: Choice) -> None:
+    if choice.instead is not None:
+        log.error("no namespaces can be made here: %s", choice.instead)
+        _say_help(choice)
+    why = f"asked for by {VARIABLE}" if choice.instead is None else "the last resort"
+    if choice.confined:
+        log.error("Backend: host: %s; commands are confined by Landlock and seccomp alone", why)
+    else:
+        log.error("Backend: host: %s; no Landlock here, commands are not isolated", why)

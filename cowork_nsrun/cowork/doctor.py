@@ -131,6 +131,8 @@ def summary(choice: Choice) -> str:
         "none": "none (nothing is started",
     }
     text = words[choice.name]
+    if choice.confined:
+        text = "host-direct (confined by Landlock and seccomp, no namespaces"
     if choice.override and choice.known:
         text += ", via override"
     text += ")"

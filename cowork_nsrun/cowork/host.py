@@ -1,146 +1,106 @@
-"""Commands on the host as they are, without any isolation; only if asked for by name."""
+"""Commands on the host, without namespaces: confined by Landlock and seccomp, or by nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
-import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
-from typing import IO, Self
 
-from cowork_nsrun.cowork.backends import Command, End, Running, Start
+from cowork_nsrun import aio
+from cowork_nsrun.cowork.backends import Command, Running, Start
+from cowork_nsrun.cowork.layout import Layout
+from cowork_nsrun.cowork.log import log
+from cowork_nsrun.cowork.namespaces import Sandboxed
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.spec import Bind, BindFd, Dev, Operation, Proc, Sandbox
+from cowork_nsrun.streams import PIPE
 
-LIMIT = 1 << 18  # bytes that a reader holds
-
-
-class Unconfined:
-    """A command in a process group of its own.
-
-    Not asyncio's: that tells of an end only once nobody holds the output any more.
-    """
-
-    stdin: asyncio.StreamWriter
-    stdout: asyncio.StreamReader
-    stderr: asyncio.StreamReader
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._transports: list[asyncio.BaseTransport] = []
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pidfd = os.pidfd_open(process.pid)
-
-    @classmethod
-    async def attach(cls, process: subprocess.Popen[bytes]) -> Self:
-        """Take a process over, and its pipes."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self = cls(process)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._pidfd, self._on_end)
-        self.stdout = await self._reader(process.stdout)
-        self.stderr = await self._reader(process.stderr)
-        transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.streams.FlowControlMixin(loop=loop), process.stdin
-        )
-        self._transports.append(transport)
-        self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
-        return self
-
-    async def _reader(self, pipe: IO[bytes]) -> asyncio.StreamReader:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=LIMIT, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
-        self._transports.append(transport)
-        return reader
-
-    def _on_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        self._process.wait()
-        if not self._ended.done():
-            self._ended.set_result(None)
-
-    @property
-    def pid(self) -> int:
-        """To show only."""
-        return self._process.pid
-
-    @property
-    def limits(self) -> Mapping[str, str]:
-        """None is held."""
-        return {}
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the process group."""
-        if not self._ended.done():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
-
-    async def wait(self) -> End:
-        """Until it has ended."""
-        await asyncio.shield(self._ended)
-        code = self._process.returncode
-        return End(code if code >= 0 else 128 - code)
-
-    async def close(self) -> None:
-        """Kill what is left in the process group, and close the streams."""
-        # what the command left running ends with it, as it does in a sandbox
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await asyncio.shield(self._ended)
-        for transport in self._transports:
-            transport.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+# What programs read of the system; the home is not among it.
+_SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc", "/nix/store", "/run/current-system")
 
 
 class HostBackend:
-    """Commands on the host."""
+    """Commands on the host.
+
+    Arguments:
+        confined: reads the system, the program and the session's folders, writes the
+            latter where they are writable; else everything is as for the user.
+    """
 
     name = "host"
     sandboxed = False
     connect_delay = 0.5
 
+    def __init__(self, confined: bool) -> None:
+        self._confined = confined
+
     def problem(self) -> str | None:
-        """Nothing is needed."""
+        """Nothing is known to be wrong before it is tried."""
         return None
 
     def prepare(self, command: Command) -> Start:
-        """Look whether it may be started.
+        """Open the folders, and compile the spec.
 
         Raises:
-            NsrunError: a network of certain domains was asked for.
+            NsrunError: a network of certain domains was asked for, or a folder is gone.
         """
         if command.domains is not None:
             raise NsrunError(
                 "allowedDomains: the host backend can't hold a command to them; "
                 "use a backend with isolation"
             )
-        return partial(_start, command)
+        with ExitStack() as stack:
+            spec = Sandbox(
+                backend="unconfined",
+                cwd=command.cwd,
+                new_session=True,
+                die_with_parent=True,
+            )
+            if self._confined:
+                spec = spec.replace(
+                    backend="host",
+                    filesystem=tuple(_operations(command.layout, stack)),
+                    caps_drop=frozenset({"all"}),
+                    seccomp_profile="nesting",
+                    private_tmp=True,
+                )
+            return partial(_start, command, spec, dict(command.environment), stack.pop_all())
 
 
-async def _start(command: Command) -> Running:
-    try:
-        process = await asyncio.to_thread(_popen, command)
-    except (OSError, ValueError) as error:
-        raise NsrunError(f"spawn {command.argv[0]}: {error}") from None
-    return await Unconfined.attach(process)
+def _operations(layout: Layout, stack: ExitStack) -> Iterator[Operation]:
+    shown = _SYSTEM if layout.program is None else (*_SYSTEM, layout.program)
+    yield from (Bind(path, path, read_only=True, optional=True) for path in shown)
+    real = os.path.realpath("/etc/resolv.conf")
+    if real.startswith("/run/"):
+        yield Bind(real, real, read_only=True, optional=True)
+    yield Dev()
+    yield Proc()
+    for bind in layout.extra:
+        if bind.source == bind.dest:
+            yield bind
+        else:
+            log.error('BwrapConfig: "%s" -> "%s" is left out: the host backend shows '
+                      "paths where they are", bind.source, bind.dest)  # fmt: skip
+    for folder in layout.folders.values():
+        fd = layout.open_folder(folder.host)
+        stack.callback(os.close, fd)
+        # what was opened is what was checked: the core compares it with what is there
+        yield BindFd(fd, os.readlink(f"/proc/self/fd/{fd}"), folder.read_only)
 
 
-def _popen(command: Command) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command.argv,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=command.cwd,
-        env=dict(command.environment),
-        start_new_session=True,
-        bufsize=0,
-    )
+async def _start(
+    command: Command, spec: Sandbox, env: Mapping[str, str], opened: ExitStack
+) -> Running:
+    with opened:
+        return Sandboxed(
+            await aio.popen(
+                command.argv,
+                spec,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=env,
+                within=command.group,
+            )
+        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cowork_nsrun.cowork.mounts import Folders, primary
 from cowork_nsrun.cowork.paths import PathError, Paths, guest_mount
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.spec import Bind, BindFd, Dir, Limits, Operation, Sandbox
+from cowork_nsrun.spec import Bind, BindFd, Dir, Operation, Sandbox
 
 NIX = "/nix"
 SYSCTL = "/proc/sys"
@@ -48,7 +48,7 @@ class Layout:
             return f"/sessions/{self.session}/mnt"
         return guest_mount(self.session, name)
 
-    def sandbox(self, limits: Limits) -> Sandbox:
+    def sandbox(self) -> Sandbox:
         """The spec.
 
         Raises:
@@ -73,13 +73,12 @@ class Layout:
         return preset.replace(
             filesystem=(*kept, *_root_covers(), *tmp, *self.extra, *rest),
             cwd=self.cwd,
-            limits=limits,
             # none are left where the caller has none; root's would undo every read-only mount
             caps_drop=frozenset({"all"}),
         )
 
     @contextmanager
-    def pinned(self, limits: Limits) -> Iterator[Sandbox]:
+    def pinned(self) -> Iterator[Sandbox]:
         """The spec with its folders open, so that what was checked is what is mounted.
 
         Commands write to folders that others may mount: a path can change its meaning.
@@ -87,19 +86,24 @@ class Layout:
         Raises:
             NsrunError: a folder is gone, or has become a link to where it may not lead.
         """
-        spec = self.sandbox(limits)
+        spec = self.sandbox()
         with ExitStack() as stack:
             operations: list[Operation] = []
             for operation in spec.filesystem:
                 if isinstance(operation, Bind) and operation.dest.startswith("/sessions/"):
-                    fd = self._open(operation.source)
+                    fd = self.open_folder(operation.source)
                     stack.callback(os.close, fd)
                     operations.append(BindFd(fd, operation.dest, operation.read_only))
                 else:
                     operations.append(operation)
             yield spec.replace(filesystem=operations)
 
-    def _open(self, path: str) -> int:
+    def open_folder(self, path: str) -> int:
+        """A descriptor of a folder, O_PATH.
+
+        Raises:
+            NsrunError: it is gone, or has become a link to where it may not lead.
+        """
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:

@@ -73,27 +73,28 @@ class NamespaceBackend:
         """
         env = dict(command.environment)
         with ExitStack() as stack:
-            spec = stack.enter_context(command.layout.pinned(command.limits))
+            spec = stack.enter_context(command.layout.pinned())
             if command.domains is not None:
                 egress = Egress(allow=_usable(command.domains))
                 spec = spec.replace(egress=egress, unshare=spec.unshare | {Namespace.NET})
                 env |= proxy_environment()
-            return partial(_start, command.argv, spec, env, stack.pop_all())
+            return partial(_start, command, spec, env, stack.pop_all())
 
 
 async def _start(
-    argv: tuple[str, ...], spec: Sandbox, env: Mapping[str, str], opened: ExitStack
+    command: Command, spec: Sandbox, env: Mapping[str, str], opened: ExitStack
 ) -> Running:
     with opened:
         return Sandboxed(
             await aio.popen(
-                argv,
+                command.argv,
                 spec,
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=PIPE,
                 env=env,
                 on_egress=_log_decision,
+                within=command.group,
             )
         )
 

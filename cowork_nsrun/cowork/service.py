@@ -199,7 +199,7 @@ class Service:
 
     async def _begin(self, params: protocol.Spawn, session: Session, child: Child) -> Answer:
         try:
-            collected, start = await asyncio.to_thread(self._compose, params, session.standing)
+            collected, start = await asyncio.to_thread(self._compose, params, session)
         except BaseException:
             self._abandon(child)
             raise
@@ -214,16 +214,15 @@ class Service:
         )  # fmt: skip
         return Reply(result, lambda: self._run(child, start))
 
-    def _compose(
-        self, params: protocol.Spawn, standing: Mapping[str, Folder]
-    ) -> tuple[Collected, Start | None]:
+    def _compose(self, params: protocol.Spawn, session: Session) -> tuple[Collected, Start | None]:
         """What a request comes to, None without such a program; looks at the file system."""
         paths = self._settings.paths
-        collected = collect(paths, standing, params.additional_mounts)
+        collected = collect(paths, session.standing, params.additional_mounts)
         try:
-            if self.backend.sandboxed:
-                collected = prepare(paths, collected)
-            return collected, self.backend.prepare(self._command(params, collected))
+            collected = prepare(paths, collected)
+            command = self._command(params, collected)
+            group = session.group.enter(params.id, self._limits)
+            return collected, self.backend.prepare(replace(command, group=group))
         except programs.NotFound:
             return collected, None
         except (NsrunError, OSError) as error:
@@ -256,7 +255,6 @@ class Service:
             env,
             self._layout(params, collected, program),
             cwd,
-            self._limits,
             _domains(params.allowed_domains, settings.always_allowed),
         )
 
@@ -298,10 +296,17 @@ class Service:
     def _abandon(self, child: Child) -> None:
         child.state = State.ENDED
         child.done.set()
+        self._leave(child)
+
+    def _leave(self, child: Child) -> None:
+        session = self._sessions.get(child.session)
         self._sessions.remove(child)
+        if session is not None:
+            # a cgroup may take a moment to go
+            asyncio.get_running_loop().run_in_executor(None, session.group.leave, child.ident)
 
     def _ended(self, child: Child) -> None:
-        self._sessions.remove(child)
+        self._leave(child)
         if child.first_output_at is not None:
             self.metrics.note_first_output(child.first_output_at - child.asked_at)
         elif not child.pid_seen:

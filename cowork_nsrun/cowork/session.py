@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cowork_nsrun.cowork.child import Child, State
+from cowork_nsrun.cowork.group import SessionGroup
 from cowork_nsrun.cowork.mounts import Folder
 from cowork_nsrun.cowork.paths import check_name
 from cowork_nsrun.cowork.protocol import RequestError
@@ -26,12 +27,14 @@ class Session:
         standing: folders that ``mountPath`` gave it, for its next commands.
         mounted: folders that its last command had: name to the host's path.
         children: its commands that have not ended.
+        group: what holds its limits.
     """
 
     name: str
     standing: dict[str, Folder] = field(default_factory=dict)
     mounted: dict[str, str] = field(default_factory=dict)
     children: dict[str, Child] = field(default_factory=dict)
+    group: SessionGroup = field(default_factory=SessionGroup)
     used_at: float = field(default_factory=time.monotonic)
 
 

@@ -114,11 +114,9 @@ static int check_bind(const struct nsr_op *op, struct nsr_diag *diag)
 {
 	const char *option = op->flags & NSR_OP_RDONLY ? "--ro-bind" : nsr_op_option(op);
 
-	if (op->flags & NSR_OP_SOURCE_FD)
-		return refuse(diag, op->flags & NSR_OP_RDONLY ? "--ro-bind-fd" : "--bind-fd",
-			      "name the path, which stays what it is");
-	if (*op->source != '/' || !nsr_path_below(op->source, op->dest) ||
-	    !nsr_path_below(op->dest, op->source))
+	/* its destination says which path; that the descriptor is of it is seen to later */
+	if (!(op->flags & NSR_OP_SOURCE_FD) && (*op->source != '/' || !nsr_path_below(op->source, op->dest) ||
+	    !nsr_path_below(op->dest, op->source)))
 		return nsr_diag_set(diag, "%s %s %s can't be had with --backend host: paths there "
 				    "are the host's own; bind %s to its own absolute path", option,
 				    op->source, op->dest, op->source);

@@ -31,7 +31,7 @@ static int check_takes_back(const struct nsr_ctx *ctx, const char *const *real, 
 		if (real[j] && !(ops[j].flags & NSR_OP_RDONLY) && nsr_path_below(real[i], real[j]))
 			return nsr_diag_set(diag, "--ro-bind %s can't be had with --backend host: "
 					    "it lies in %s, which is writable, and Landlock can't "
-					    "take that back", ops[i].source, ops[j].source);
+					    "take that back", ops[i].dest, ops[j].dest);
 	return 0;
 }
 
@@ -93,6 +93,8 @@ static int dev_walls(struct nsr_ctx *ctx)
 static int op_walls(struct nsr_ctx *ctx, const char **real, uint32_t i, struct nsr_diag *diag)
 {
 	const struct nsr_op *op = &ctx->plan->ops[i];
+	/* a descriptor's identity is compared with what is found by the path, as a source's is */
+	const char *path = op->flags & NSR_OP_SOURCE_FD ? op->dest : op->source;
 	char *name;
 
 	if (op->type == NSR_OP_PROC)
@@ -101,11 +103,11 @@ static int op_walls(struct nsr_ctx *ctx, const char **real, uint32_t i, struct n
 		return dev_walls(ctx);
 	if (!ctx->sources[i].type)
 		return 0;
-	name = realpath(op->source, NULL);
+	name = realpath(path, NULL);
 	real[i] = name ? nsr_arena_str(ctx->arena, name) : NULL;
 	free(name);
 	if (!real[i])
-		return nsr_diag_errno(diag, errno, "Can't find source path %s", op->source);
+		return nsr_diag_errno(diag, errno, "Can't find source path %s", path);
 	if (op->flags & NSR_OP_RDONLY && check_takes_back(ctx, real, i, diag))
 		return -EINVAL;
 	return bind_walls(ctx, i, real[i]);

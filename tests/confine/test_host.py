@@ -193,6 +193,22 @@ def test_no_capability_and_no_new_one(runner: Runner, place: Place) -> None:
     assert {int(value, 16) for value in fields.values()} == {0}
 
 
+def test_a_descriptor_has_to_be_of_what_is_there(runner: Runner, place: Place) -> None:
+    """Who checked a directory binds what it has checked, though its name leads elsewhere by now."""
+    fd = os.open(place.own, os.O_PATH)
+    try:
+        words = [*HOST, "--bind-fd", str(fd), str(place.own), "sh", "-c", "echo x > file; echo y"]
+        ended = runner.run([*words[:-3], "--chdir", str(place.own), *words[-3:]], pass_fds=[fd])
+        assert (ended.status, ended.stdout) == (0, "y\n"), ended
+        place.own.rename(place.own.with_name("moved"))
+        place.own.symlink_to(place.outside)
+        ended = runner.run(words, pass_fds=[fd])
+        assert (ended.status, ended.stdout) == (1, ""), ended
+        assert f"{place.outside} changed while" in ended.stderr
+    finally:
+        os.close(fd)
+
+
 def test_open_files_are_closed(runner: Runner, place: Place) -> None:
     """An open file is a right that no rule takes back; unconfined it stays, as with bwrap."""
     with place.secret.open() as file:
@@ -240,7 +256,6 @@ REFUSED = {
     "--bind /usr /lib can't": ["--bind", "/usr", "/lib"],
     "--ro-bind /usr /mnt can't": ["--ro-bind", "/usr", "/mnt"],
     "--bind /dev": ["--bind", "/dev", "/dev"],
-    "--ro-bind-fd": ["--ro-bind-fd", "0", "/b"],
     "--proc": ["--proc", "/p"],
     "--dev": ["--dev", "/d"],
     "--cap-add": ["--cap-add", "CAP_CHOWN"],

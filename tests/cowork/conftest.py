@@ -1,5 +1,5 @@
 """Fixtures of the service's tests."""
 
-from cowork_fixtures import daemon, either, host, start
+from cowork_fixtures import daemon, either, host, start, without_landlock, without_namespaces
 
-__all__ = ["daemon", "either", "host", "start"]
+__all__ = ["daemon", "either", "host", "start", "without_landlock", "without_namespaces"]

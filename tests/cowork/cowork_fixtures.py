@@ -145,8 +145,30 @@ def daemon(start: Start) -> Daemon:
 
 @pytest.fixture
 def host(start: Start) -> Daemon:
-    """A service on the host as it is."""
+    """A service on the host: confined, where there is Landlock."""
     return start("host")
+
+
+@pytest.fixture(scope="session")
+def without_landlock(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """What goes in front of a command whose kernel is to have no usable Landlock."""
+    program = tmp_path_factory.mktemp("abi") / "abi"
+    source = Path(__file__).parents[1] / "confine" / "abi.c"
+    subprocess.run(["cc", "-O1", "-o", program, source], check=True)
+    return (str(program), "1", "--")
+
+
+@pytest.fixture(scope="session")
+def without_namespaces(lack: Lack) -> tuple[str, ...]:
+    """What goes in front of a Python program that is to get no namespaces."""
+    if os.geteuid() != 0:
+        lack("cowork check 59: only root can forbid namespaces to a service")
+    # an inner user namespace that may make none
+    forbid = "import os, sys; open('/proc/sys/user/max_pid_namespaces', 'w').write('0')"
+    inner = ("unshare", "--user", "--map-root-user", sys.executable, "-I", "-c")
+    if subprocess.run([*inner, forbid], capture_output=True, check=False).returncode:
+        lack("cowork check 59: namespaces can't be forbidden here")
+    return (*inner, f"{forbid}; os.execv(sys.argv[1], sys.argv[1:])")
 
 
 @pytest.fixture(params=["bwrap", "host"])

@@ -11,7 +11,6 @@ import pytest
 from cowork_client import Refused
 from cowork_fixtures import Daemon, Lack, Start
 
-from cowork_nsrun import Limits
 from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.cowork import config
 from cowork_nsrun.cowork.config import UserMounts
@@ -47,7 +46,7 @@ def _expected(home: str, session: str, middle: list[str], cwd: str) -> list[str]
 
 
 def _same(layout: Layout, argv: list[str]) -> None:
-    ours = Plan.from_spec(layout.sandbox(Limits()), ["/usr/bin/bash", "-c", "x"], env={})
+    ours = Plan.from_spec(layout.sandbox(), ["/usr/bin/bash", "-c", "x"], env={})
     theirs = Plan.from_argv(argv, {})
     assert ours.operations == theirs.operations
     assert (ours.cwd, ours.unshare) == (theirs.cwd, theirs.unshare)
@@ -331,7 +330,7 @@ def test_58_disabled(paths: Paths) -> None:
     found = _load(paths, disabledDefaultBinds=["/", "/dev", "/proc", "/etc/../usr", "/bin"])
     assert found.disabled == {"/usr", "/bin"}
     layout = Layout("n", {}, paths, None, disabled=found.disabled)
-    dests = [operation.dest for operation in layout.sandbox(Limits()).filesystem]
+    dests = [operation.dest for operation in layout.sandbox().filesystem]
     assert {"/usr", "/bin"} & set(dests) == set()
     assert {"/", "/dev", "/proc", "/etc", "/lib"} <= set(dests)
 
@@ -341,14 +340,14 @@ def test_a_folder_that_becomes_a_link_is_not_followed(paths: Paths) -> None:
     folder = Path(paths.home) / "p"
     folder.mkdir()
     layout = Layout("n", {"p": Folder(str(folder), False)}, paths, None)
-    with layout.pinned(Limits()) as spec:
+    with layout.pinned() as spec:
         assert "p" in {os.path.basename(op.dest) for op in spec.filesystem}
     folder.rmdir()
     folder.symlink_to("/etc")
-    with pytest.raises(Exception, match="belongs to the system"), layout.pinned(Limits()):
+    with pytest.raises(Exception, match="belongs to the system"), layout.pinned():
         pass
     before = len(os.listdir("/proc/self/fd"))
-    with layout_of_two(paths).pinned(Limits()):
+    with layout_of_two(paths).pinned():
         assert len(os.listdir("/proc/self/fd")) == before + 2
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -62,6 +62,10 @@ def test_61_kvm_is_information_unless_it_is_asked_for() -> None:
         (Choice("bwrap", "", True), "bubblewrap (namespace sandbox)"),
         (Choice("bwrap", "bwrap", True), "bubblewrap (namespace sandbox, via override)"),
         (Choice("host", "Host", True), "host-direct (no isolation, via override)"),
+        (
+            Choice("host", "", True, confined=True, instead="why"),
+            "host-direct (confined by Landlock and seccomp, no namespaces)",
+        ),
         (Choice("kvm", "kvm", True, "why"), "KVM (full VM isolation, via override): why"),
         (Choice("none", "", True, "why"), "none (nothing is started): why"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cowork_fixtures import Daemon, Start
+from cowork_fixtures import SERVE, Daemon, Start
 
 TOKEN = "CLAUDE_CODE_OAUTH_TOKEN"
 
@@ -30,8 +30,15 @@ def test_38_ways_to_the_desktop_end_at_the_sandbox(start: Start) -> None:
     assert _env(start("bwrap", env=own)).keys() & own.keys() == set()
 
 
-def test_38_they_are_kept_on_the_host(start: Start) -> None:
-    assert _env(start("host", env={"DISPLAY": ":0"}))["DISPLAY"] == ":0"
+def test_38_they_are_kept_on_the_host_as_it_is(
+    start: Start, without_landlock: tuple[str, ...]
+) -> None:
+    daemon = start("host", command=(*without_landlock, *SERVE), env={"DISPLAY": ":0"})
+    assert _env(daemon)["DISPLAY"] == ":0"
+
+
+def test_38_the_confined_host_can_not_reach_them(start: Start) -> None:
+    assert "DISPLAY" not in _env(start("host", env={"DISPLAY": ":0"}))
 
 
 @pytest.mark.parametrize("backend", ["bwrap", "host"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cowork_client import Client, Refused
@@ -144,7 +146,75 @@ def test_limits_of_configure(daemon: Daemon, lack: Lack) -> None:
     out, _, end = daemon.run(client, "sh", ["-c", script], id="b")
     assert out != f"{200 << 20}\n"
     assert end["oomKillCount"] >= 1
+    # that was one command's end and not its session's
+    assert client.call("isProcessRunning", {"id": "a"}) == {"running": True}
+    client.call("closeStdin", {"id": "a"})
+    assert "oomKillCount" not in client.until_exit("a")[2]
     client.call("configure", {})
     out, _, end = daemon.run(client, "sh", ["-c", script], id="c")
     assert (out, end["exitCode"]) == (f"{200 << 20}\n", 0)
     assert "oomKillCount" not in end
+
+
+def test_limits_are_the_sessions(either: Daemon, lack: Lack) -> None:
+    """Commands that fit alone, and don't together; those of another session do."""
+    if not os.path.exists("/usr/bin/python3"):
+        lack("cowork: there is no /usr/bin/python3 to hold memory")
+    client = either.subscriber()
+    client.call("configure", {"memoryMB": 64})
+
+    def spawn(ident: str, session: str) -> None:
+        script = f"x = b'x' * {40 << 20}; print('held', flush=True); input()"
+        client.call("spawn", {"id": ident, "name": session, "command": "/usr/bin/python3",
+                              "args": ["-c", script]})  # fmt: skip
+
+    def next_of(*idents: str, kinds: tuple[str, ...] = ("stdout", "exit")) -> dict[str, Any]:
+        while True:
+            event = client.event()
+            if event.get("id") in idents and event["type"] in kinds:
+                return event
+
+    spawn("a", "one")
+    assert next_of("a")["type"] == "stdout"
+    (process,) = client.call("getStatus")["sessions"][0]["processes"]
+    if "memory" not in process["limits"]:
+        lack("cowork: no cgroup holds a memory limit here")
+    spawn("c", "two")
+    assert next_of("c")["type"] == "stdout"
+    spawn("b", "one")
+    ended = next_of("a", "b", kinds=("exit",))
+    assert ended["oomKillCount"] >= 1
+    assert client.call("isProcessRunning", {"id": "c"}) == {"running": True}
+
+
+def test_nothing_is_left_of_a_killed_services_cgroups(daemon: Daemon, lack: Lack) -> None:
+    client = daemon.subscriber()
+    client.call("configure", {"memoryMB": 64})
+    client.call("spawn", {"id": "a", "name": "s", "command": "bash", "args": ["-c",
+                "cat /proc/self/cgroup; echo; read line"]})  # fmt: skip
+    event = client.event()
+    (process,) = client.call("getStatus")["sessions"][0]["processes"]
+    if "memory" not in process["limits"]:
+        lack("cowork: no cgroup holds a memory limit here")
+    assert event["type"] == "stdout"
+    names = cgroup_names(process["pid"])
+    assert names
+    assert all(path.exists() for path in names)
+    daemon.process.kill()
+    daemon.process.wait()
+    wait_for(lambda: not any(path.exists() for path in names), "a cgroup is left")
+
+
+def cgroup_names(pid: int) -> list[Path]:
+    """Directories of ours that a process is in."""
+    found = []
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, _, path = line.split(":", 2)
+        for mount in Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*"):
+            place = mount / path.lstrip("/")
+            if "nsrun-" in path and place.is_dir():
+                # the session's, which its commands' lie in
+                parts = place.parts
+                top = next(i for i, part in enumerate(parts) if part.startswith("nsrun-"))
+                found.append(Path(*parts[: top + 1]))
+    return found

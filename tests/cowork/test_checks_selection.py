@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,9 @@ from pathlib import Path
 import boot_sequence
 import pytest
 from cowork_client import Refused
-from cowork_fixtures import Daemon, Lack, Start
+from cowork_fixtures import SERVE, Daemon, Lack, Start
+
+from cowork_nsrun._native import landlock_abi
 
 
 @pytest.mark.parametrize("override", [None, "", "bwrap", "BWRAP", "Bwrap", "junk", " bwrap"])
@@ -29,7 +30,15 @@ def test_59_60_sandboxes(start: Start, override: str | None) -> None:
 def test_60_host(start: Start, override: str) -> None:
     daemon = start(override)
     assert daemon.client().call("getStatus")["backend"] == "host"
-    assert "commands are not isolated" in daemon.log
+    assert ("confined by Landlock" in daemon.log) == (landlock_abi() >= 2)
+    assert ("commands are not isolated" in daemon.log) == (landlock_abi() < 2)
+
+
+def test_60_host_without_landlock(start: Start, without_landlock: tuple[str, ...]) -> None:
+    daemon = start("host", command=(*without_landlock, *SERVE))
+    assert daemon.client().call("getStatus")["backend"] == "host"
+    assert "no Landlock here, commands are not isolated" in daemon.log
+    assert daemon.sh(daemon.subscriber(), f"ls {daemon.home}/.config") == "Claude\n"
 
 
 def test_60_kvm_is_an_error_as_long_as_it_is_not_there(start: Start) -> None:
@@ -45,21 +54,26 @@ def test_60_kvm_is_an_error_as_long_as_it_is_not_there(start: Start) -> None:
     assert events.until_exit("a")[2]["exitCode"] == 127
 
 
-def test_59_without_namespaces_nothing_runs_unconfined(start: Start, lack: Lack) -> None:
-    if os.geteuid() != 0:
-        lack("cowork check 59: only root can forbid namespaces to a service")
-    command = (
-        sys.executable, "-I", "-c",
-        # an inner user namespace that may make none
-        "import os, sys; open('/proc/sys/user/max_pid_namespaces', 'w').write('0');"
-        "os.execv(sys.executable, [sys.executable, '-I', '-m', 'cowork_nsrun.cli', 'serve',"
-        " *sys.argv[1:]])",
-    )  # fmt: skip
-    probe = ["unshare", "--user", "--map-root-user", *command[:3],
-             "open('/proc/sys/user/max_pid_namespaces', 'w').write('0')"]  # fmt: skip
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        lack("cowork check 59: namespaces can't be forbidden here")
-    daemon = start(None, command=("unshare", "--user", "--map-root-user", *command))
+def test_59_the_confined_host_is_the_last_resort(
+    start: Start, without_namespaces: tuple[str, ...], lack: Lack
+) -> None:
+    if landlock_abi() < 2:
+        lack("cowork check 59: no Landlock of ABI 2")
+    daemon = start(None, command=(*without_namespaces, *SERVE))
+    events = daemon.subscriber()
+    assert events.call("getStatus")["backend"] == "host"
+    assert daemon.log.count("[error]") >= 3
+    assert "no namespaces can be made here" in daemon.log
+    assert "last resort; commands are confined by Landlock" in daemon.log
+    script = f"cat {daemon.home}/.config/Claude/logs/cowork_vm_daemon.log || echo refused"
+    assert daemon.sh(events, script) == "refused\n"
+
+
+def test_59_without_anything_nothing_runs(
+    start: Start, without_namespaces: tuple[str, ...], without_landlock: tuple[str, ...]
+) -> None:
+    """No namespaces and no Landlock: that there is no isolation has to be asked for."""
+    daemon = start(None, command=(*without_namespaces, *without_landlock, *SERVE))
     events = daemon.subscriber()
     assert events.call("getStatus")["backend"] == "none"
     assert daemon.log.count("[error]") >= 2
@@ -69,10 +83,26 @@ def test_59_without_namespaces_nothing_runs_unconfined(start: Start, lack: Lack)
         events.call("startVM", {})
 
 
-@pytest.mark.parametrize("what", ["59: kvm after a missing bwrap", "59: the confined host backend",
-                                  "61: the confined host in the doctor's summary"])  # fmt: skip
-def test_59_61_62_not_yet(what: str, lack: Lack) -> None:
-    lack(f"cowork check {what} is not there yet")
+def test_61_the_doctor_of_the_last_resort(
+    start: Start, without_namespaces: tuple[str, ...], without_landlock: tuple[str, ...],
+    tmp_path: Path, lack: Lack,
+) -> None:  # fmt: skip
+    if landlock_abi() < 2:
+        lack("cowork check 61: no Landlock of ABI 2")
+    command = [*SERVE[:-1], "doctor", "--cowork"]
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    for front, text in (
+        (without_namespaces, "host-direct (confined by Landlock and seccomp, no namespaces)"),
+        ((*without_namespaces, *without_landlock), "none (nothing is started)"),
+    ):
+        done = subprocess.run([*front, *command], env=env, capture_output=True, text=True,
+                              check=False)  # fmt: skip
+        assert f"Cowork isolation: {text}" in done.stdout, done
+        assert done.returncode == done.stdout.count("[FAIL]") >= 1
+
+
+def test_59_kvm_comes_before_the_host(lack: Lack) -> None:
+    lack("cowork check 59: kvm after a missing bwrap is not there yet")
 
 
 @pytest.mark.parametrize("user", [None, 12345])

@@ -1173,3 +1173,29 @@ def test_what_another_mount_hides_is_not_used(lack: Lack, in_child: AsUser) -> N
         return Cgroups().available()["pids"].evidence
 
     assert "no mount shows" in in_child(look)
+
+
+# --- groups ---------------------------------------------------------------------------------
+
+
+def test_a_group_holds_for_all_in_it(lack: Callable[[str], NoReturn]) -> None:
+    with Cgroups() as cgroups:
+        try:
+            group = cgroups.group(memory=64 << 20)
+        except LimitError as error:
+            lack(f"no cgroup for a group: {error.text}")
+        with group, group.open() as one, group.open(memory=32 << 20) as two:
+            assert one.held == two.held == group.held
+            parents = {os.path.dirname(path) for path in one.paths + two.paths}
+            assert parents == set(group.paths)
+            # v1 has a hierarchy with several controllers, and v2 those that were asked for
+            if len(group.paths) == 1:
+                with pytest.raises(LimitError, match="no controller"):
+                    group.open(cpu=1)
+            shown = [*group.paths, *one.paths, *two.inner]
+            assert all(map(os.path.isdir, shown))
+        assert not any(map(os.path.exists, shown))
+        with pytest.raises(LimitError, match="gone"):
+            group.open()
+        with pytest.raises(SpecError, match="none is given"):
+            cgroups.group()
