@@ -47,6 +47,7 @@ class AsyncRunOptions(CommandOptions, total=False):
 if TYPE_CHECKING:
     from cowork_nsrun.limits import Group
     from cowork_nsrun.policy.gate import OnDecision
+    from cowork_nsrun.policy.veth import Veth
 
 TURNS = 2
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
@@ -173,6 +174,11 @@ class AsyncProcess:
     def limits(self) -> Mapping[str, str]:
         """Limit to what holds it."""
         return self._handle.held
+
+    @property
+    def veth(self) -> Veth | None:
+        """The devices of its network, with their addresses, if the spec has ``veth``."""
+        return self._handle.veth
 
     @property
     def returncode(self) -> int | None:
@@ -391,10 +397,10 @@ async def popen(
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 
     try:
-        if spec.egress is None:
+        if spec.egress is None and not spec.veth:
             handle, plan = _start(spec, ends, prepare, on_egress, within)
         else:
-            # it waits until the sandbox listens: not in the loop's thread
+            # it waits for the network: not in the loop's thread
             handle, plan = await _start_aside(
                 lambda: _start(spec, ends, prepare, on_egress, within)
             )

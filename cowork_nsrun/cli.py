@@ -77,7 +77,7 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--ro-bind", metavar="SRC[:DEST]", action="append", default=[], type=_pair,
         help="show the host's SRC, read-only; may be repeated")  # fmt: skip
     add("--tmpfs", metavar="DEST", action="append", default=[], help="an empty place in memory")
-    add("--network", choices=["none", "host"], help="default: none, or the profile's")
+    add("--network", choices=["none", "host", "veth"], help="default: none, or the profile's")
     add(
         "--seccomp-profile",
         metavar="NAME",
@@ -145,8 +145,8 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
     if options.seccomp_profile:
         spec = spec.harden(options.seccomp_profile)
     if options.allow_host or options.deny_host:
-        if options.network == "host":
-            raise SpecError("--allow-host", "the host's whole network was asked for as well")
+        if options.network in {"host", "veth"}:
+            raise SpecError("--allow-host", f"--network {options.network} was asked for as well")
         spec = spec.allow_hosts(*options.allow_host, deny=options.deny_host)
     if options.chdir is not None:
         spec = spec.replace(cwd=options.chdir)

@@ -15,6 +15,7 @@ from cowork_nsrun.denies import hold_names
 from cowork_nsrun.errors import SpecError
 from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, Group, LimitError
+from cowork_nsrun.link import Link
 from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.spec import (
     LIMITS,
@@ -87,6 +88,8 @@ def enforce(
         placeholders = hold_names(spec)
         enforcement = replace(enforced.enforcement, placeholders=placeholders)
         enforced = replace(enforced, enforcement=enforcement)
+        if spec.veth:
+            return replace(enforced, enforcement=replace(enforcement, link=Link()))
         if spec.egress is None:
             return enforced
         outlet = Outlet(spec.egress, on_decision)

@@ -13,15 +13,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from cowork_nsrun import _native
+from cowork_nsrun._native import Number
 from cowork_nsrun.denies import Placeholders
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
+from cowork_nsrun.link import CLONE_NEWNET, Link
 from cowork_nsrun.outlet import Outlet
-from cowork_nsrun.plan import Plan
+from cowork_nsrun.plan import Extras, Plan
 from cowork_nsrun.runner import IN_PROCESS, begin
 from cowork_nsrun.teardown import teardown
+
+if TYPE_CHECKING:
+    from cowork_nsrun.policy.veth import Veth
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +81,14 @@ class Enforcement:
         cgroup: what holds those that concern all processes together.
         placeholders: what keeps names free that are not to come into being.
         outlet: its way out, if it has one.
+        link: its network's devices, if it has such.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
     cgroup: Cgroup | None = None
     outlet: Outlet | None = None
     placeholders: Placeholders | None = None
+    link: Link | None = None
 
     def give_back(self) -> None:
         """Nothing runs in it."""
@@ -90,6 +98,8 @@ class Enforcement:
             self.outlet.close()
         if self.placeholders is not None:
             self.placeholders.release()
+        if self.link is not None:
+            self.link.close()
 
 
 @dataclass(slots=True)
@@ -135,6 +145,12 @@ class Handle:
     def held(self) -> Mapping[str, str]:
         """Limit to what holds it."""
         return self._enforcement.held
+
+    @property
+    def veth(self) -> Veth | None:
+        """Its network's devices."""
+        link = self._enforcement.link
+        return None if link is None else link.veth
 
     @property
     def pid(self) -> int:
@@ -436,6 +452,15 @@ def seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else min(LONGEST_POLL, deadline - time.monotonic())
 
 
+def _begin(plan: Plan, stdio: Stdio, link: Link | None) -> tuple[_native.Child, str]:
+    if link is None:
+        return begin(plan, stdio)
+    # the network's namespace is there: what the link's thread starts is in it
+    rest = plan.native.number(Number.UNSHARE) & ~CLONE_NEWNET
+    joined = plan.with_extras(Extras(numbers={Number.UNSHARE: rest}))
+    return link.start(lambda: begin(joined, stdio))
+
+
 def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
     """Start a plan by whoever may; see :mod:`cowork_nsrun.runner`.
 
@@ -445,7 +470,7 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
     teardown().sweep()
     child: _native.Child | None = None
     try:
-        child, backend = begin(plan, stdio)
+        child, backend = _begin(plan, stdio, enforcement.link)
         if enforcement.outlet is not None:
             enforcement.outlet.open()
         return Handle(child, enforcement, backend)

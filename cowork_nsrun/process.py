@@ -26,6 +26,7 @@ from cowork_nsrun.streams import PIPE, Ends, Ours, OutOfTime, Pump, Stream, Term
 if TYPE_CHECKING:
     from cowork_nsrun.policy import EgressThread
     from cowork_nsrun.policy.gate import OnDecision
+    from cowork_nsrun.policy.veth import Veth
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +190,11 @@ class Process(Generic[Output]):
         """The proxy, if there is one: its counters, and a door for other rules."""
         outlet = self._handle.outlet
         return None if outlet is None else outlet.proxy
+
+    @property
+    def veth(self) -> Veth | None:
+        """The devices of its network, with their addresses, if the spec has ``veth``."""
+        return self._handle.veth
 
     @property
     def returncode(self) -> int | None:

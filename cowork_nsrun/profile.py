@@ -151,7 +151,9 @@ def _document() -> Record:
     keys = {
         "preset": Key(Choice(tuple(PRESETS)), required=False, help="what to begin with"),
         **arguments,
-        "network": Key(form_of(modes), required=False, help="no network, or the host's"),
+        "network": Key(
+            form_of(modes), required=False, help="no network, the host's, or devices to the host"
+        ),
         **fields_of(Sandbox).keys,
     }
     return Record(Sandbox, keys, summary(Sandbox))

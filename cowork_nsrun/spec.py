@@ -701,6 +701,8 @@ class Sandbox:
         limits: how much the command may use.
         egress: what may be reached through a proxy outside; needs NET in ``unshare``.
             Programs find it by the standard variables, which are set inside.
+        veth: a network of its own with a way to the host, by a pair of veth(4) devices; takes
+            root, and NET in ``unshare``.  What lies behind the host is its rules' business.
         timeout: seconds of the whole life of a command, after which everything in the
             sandbox is killed; None is no end.
     """
@@ -733,6 +735,7 @@ class Sandbox:
     lock_files: tuple[str, ...] = ()
     limits: Limits = Limits()
     egress: Egress | None = None
+    veth: bool = False
     timeout: Annotated[float, Range(0, TIMEOUT_MAX)] | None = None
 
     def __post_init__(self) -> None:
@@ -872,10 +875,19 @@ class Sandbox:
             raise _refuse(self, "limits", f"Limits(...) is wanted, not {self.limits!r}")
         if self.egress is not None and Namespace.NET not in self.unshare:
             raise _refuse(self, "egress", "needs 'net' in unshare")
+        self._check_veth()
         if self.timeout is not None:
             _check_real(self, "timeout", 0, TIMEOUT_MAX)
             if self.timeout == 0:
                 raise _refuse(self, "timeout", "must be more than 0 seconds")
+
+    def _check_veth(self) -> None:
+        if not self.veth:
+            return
+        if Namespace.NET not in self.unshare:
+            raise _refuse(self, "veth", "needs 'net' in unshare")
+        if self.egress is not None:
+            raise _refuse(self, "veth", "egress rules would not hold for it: take one of both")
 
     # --- presets ----------------------------------------------------------------------
 
@@ -1126,13 +1138,17 @@ class Sandbox:
         """A copy with that seccomp profile; ``none`` takes it away."""
         return replace(self, seccomp_profile=profile)
 
-    def network(self, mode: Literal["none", "host"]) -> Self:
-        """A copy with no network but an own loopback device, or with the host's."""
-        if mode not in {"none", "host"}:
-            raise SpecError("mode", f"'none' or 'host' is wanted, not {mode!r}")
+    def network(self, mode: Literal["none", "host", "veth"]) -> Self:
+        """A copy with no network but an own loopback device, with the host's, or with ``veth``.
+
+        ``veth`` takes root: devices that connect the sandbox to the host, and behind it to
+        what the host's own rules forward; see docs/egress.md.
+        """
+        if mode not in {"none", "host", "veth"}:
+            raise SpecError("mode", f"'none', 'host' or 'veth' is wanted, not {mode!r}")
         net = {Namespace.NET}
-        unshare = self.unshare | net if mode == "none" else self.unshare - net
-        return replace(self, unshare=unshare, egress=None)
+        unshare = self.unshare - net if mode == "host" else self.unshare | net
+        return replace(self, unshare=unshare, egress=None, veth=mode == "veth")
 
     def allow_hosts(
         self, *allow: str, deny: Collection[str] = (), allow_private: bool = False
@@ -1150,7 +1166,7 @@ class Sandbox:
             deny=(*before.deny, *deny),
             allow_private=before.allow_private or allow_private,
         )
-        return replace(self, unshare=self.unshare | {Namespace.NET}, egress=egress)
+        return replace(self, unshare=self.unshare | {Namespace.NET}, egress=egress, veth=False)
 
     # --- commands in it -----------------------------------------------------------------
 
