@@ -91,9 +91,13 @@ class Plan:
     are equal if their bytes are.
     """
 
-    def __init__(self, native: _native.Plan, warnings: Sequence[str] = ()) -> None:
+    def __init__(
+        self, native: _native.Plan, warnings: Sequence[str] = (), *, by_name: bool = False
+    ) -> None:
         self._native = native
         self.warnings = tuple(warnings)
+        # its backend was asked for, so that the environment has no say
+        self.by_name = by_name
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Plan:
@@ -136,7 +140,7 @@ class Plan:
         try:
             native.read(_template(spec))
         except NsrunError as error:
-            if isinstance(error, SpecError) or spec.backend == "namespaces":
+            if isinstance(error, SpecError) or not spec.on_host:
                 raise
             raise SpecError("Sandbox", error.text) from None
         native.clear(Words.ARGV)
@@ -147,7 +151,7 @@ class Plan:
             native.set_string(String.CHDIR, _checked_cwd(cwd))
         extras.apply(native)
         native.check()
-        return cls(native)
+        return cls(native, by_name=spec.backend != "auto")
 
     @classmethod
     def for_parked(
@@ -191,7 +195,7 @@ class Plan:
         native.read(self.to_bytes())
         extras.apply(native)
         native.check()
-        return Plan(native, self.warnings)
+        return Plan(native, self.warnings, by_name=self.by_name)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_bytes() == other.to_bytes()
@@ -434,7 +438,7 @@ def _flags(spec: Sandbox) -> PlanFlag:
         PlanFlag.AS_PID_1: spec.as_pid_1,
         PlanFlag.CLOSE_FDS: spec.close_fds,
         PlanFlag.LANDLOCK: spec.landlock,
-        PlanFlag.ON_HOST: spec.backend != "namespaces",
+        PlanFlag.ON_HOST: spec.on_host,
         PlanFlag.UNCONFINED: spec.backend == "unconfined",
         PlanFlag.PRIVATE_TMP: spec.private_tmp,
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from cowork_nsrun import _native
 from cowork_nsrun.by_bwrap import BwrapChild
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.plan import Plan
+from cowork_nsrun.plan import Extras, Plan
 from cowork_nsrun.probe import VARIABLE
 from cowork_nsrun.program import find_program
 from cowork_nsrun.selection import Backend, Runner, Selection, forget, select
@@ -21,9 +21,10 @@ IN_PROCESS = "namespaces"
 BY_PROGRAM = "namespaces (nsrun program)"
 BY_BWRAP = "namespaces (bwrap)"
 
+HOST_ABI = 2  # the first ABI of Landlock that the host backend takes
 _APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 # words that mean our own namespaces wherever those are to be had
-_NAMESPACES = {"", "auto", "namespaces", "bwrap"}
+_NAMESPACES = {"", "bwrap"}
 
 
 @cache
@@ -36,13 +37,13 @@ def _late_refusal(_uid: int) -> bool:
 
 
 @cache
-def _selected(_pid: int, _uid: int, _word: str) -> Selection:
-    return select()
+def _selected(_pid: int, _uid: int, word: str) -> Selection:
+    return select(environ={**os.environ, VARIABLE: word})
 
 
-def _choice() -> Selection | None:
+def _choice(plan: Plan) -> Selection | None:
     """What was selected; None: this process has to try."""
-    word = os.environ.get(VARIABLE, "").lower()
+    word = "" if plan.by_name else os.environ.get(VARIABLE, "").lower()
     uid = os.geteuid()
     if word in _NAMESPACES and not _late_refusal(uid):
         return None
@@ -57,7 +58,7 @@ def begin(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
     """
     if plan.flags & _native.PlanFlag.ON_HOST:
         return _by_program(plan, stdio)
-    choice = _choice()
+    choice = _choice(plan)
     if choice is None or choice.runner is Runner.PROCESS:
         try:
             return _in_process(plan, stdio)
@@ -103,10 +104,25 @@ def _by_program(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child,
 def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
     if choice.runner is Runner.PROGRAM:
         return _by_program(plan, stdio)
+    if choice.backend is Backend.HOST:
+        return _by_program(_for_host(plan), stdio)
     if choice.runner is Runner.BWRAP:
         child = BwrapChild()
         child.start_bwrap(plan, stdio)
         return child, BY_BWRAP
     asked = f"{choice.wanted_by} asks for {choice.wanted}" if choice.wanted else choice.reason
-    name = "the host" if choice.backend is Backend.HOST else "a microVM"
-    raise NsrunError(f"{asked}, but this sandbox is not made for {name}")
+    raise NsrunError(f"{asked}, but this sandbox is not made for a microVM")
+
+
+def _for_host(plan: Plan) -> Plan:
+    """The same plan on the host, which the variable asks for; as the nsrun program does it.
+
+    Raises:
+        NsrunError: it asks for what can't be had there.
+    """
+    flags = _native.PlanFlag.ON_HOST
+    if _native.landlock_abi() < HOST_ABI:
+        flags |= _native.PlanFlag.UNCONFINED
+    made = plan.with_extras(Extras(flags))
+    log.warning("%s asks for the host: %s", VARIABLE, made.native.describe_host())
+    return made

@@ -598,8 +598,9 @@ class LimitChanges(TypedDict, total=False):
     best_effort: bool
 
 
-# what runs a sandbox: "host" is confined by Landlock and seccomp alone, "unconfined" by nothing
-Backend = Literal["namespaces", "host", "unconfined"]
+# what runs a sandbox: "auto" is namespaces, or what COWORK_VM_BACKEND says; "host" is confined
+# by Landlock and seccomp alone, "unconfined" by nothing
+Backend = Literal["auto", "namespaces", "host", "unconfined"]
 
 # Names in a project that programs outside obey: what writes there acts later, as the user.
 PROTECTED = (
@@ -686,7 +687,8 @@ class Sandbox:
         deny_write: likewise, that can't be written, made, moved or removed.  A pattern
             means what is there at the start; see docs/backends.md for what wins.
         backend: what runs it: ``namespaces``, ``host`` (no namespaces: confined by
-            Landlock and seccomp), or ``unconfined`` (the host, and nothing else).
+            Landlock and seccomp), or ``unconfined`` (the host, and nothing else); ``auto``
+            is namespaces, unless COWORK_VM_BACKEND in the environment asks for another.
         private_tmp: on the host, a temporary directory of its own, named by TMPDIR and
             removed at the end.
         seccomp_profile: a built-in list of what the kernel refuses to the command:
@@ -726,7 +728,7 @@ class Sandbox:
     tcp_bind: tuple[Port, ...] | None = None
     deny_read: tuple[InnerPath, ...] = ()
     deny_write: tuple[InnerPath, ...] = ()
-    backend: Backend = "namespaces"
+    backend: Backend = "auto"
     private_tmp: bool = False
     new_session: bool = False
     die_with_parent: bool = False
@@ -847,7 +849,7 @@ class Sandbox:
         if self.backend not in get_args(Backend):
             known = ", ".join(get_args(Backend))
             raise _refuse(self, "backend", f"{self.backend!r} is unknown; there are: {known}")
-        if self.private_tmp and self.backend == "namespaces":
+        if self.private_tmp and not self.on_host:
             raise _refuse(self, "private_tmp", "is for the host: use Tmpfs('/tmp')")
         denies = self.deny_read or self.deny_write
         if denies and self.backend == "host":
@@ -868,7 +870,12 @@ class Sandbox:
     @property
     def ends_all(self) -> bool:
         """Every process of it is known to the one that ends it, whoever they have become."""
-        return Namespace.PID in self.unshare or self.backend != "namespaces"
+        return Namespace.PID in self.unshare or self.on_host
+
+    @property
+    def on_host(self) -> bool:
+        """It asks by name for the host, confined or not."""
+        return self.backend in {"host", "unconfined"}
 
     def _check_use(self) -> None:
         if not isinstance(self.limits, Limits):
@@ -884,6 +891,8 @@ class Sandbox:
     def _check_veth(self) -> None:
         if not self.veth:
             return
+        if self.on_host:
+            raise _refuse(self, "veth", "the host's network stays: use 'namespaces' as backend")
         if Namespace.NET not in self.unshare:
             raise _refuse(self, "veth", "needs 'net' in unshare")
         if self.egress is not None:
