@@ -41,6 +41,7 @@ kvm-test: ## Tests on another kernel with cgroup v2 and KVM, in QEMU; STEPS="cor
 bench: ## Compare with bwrap and others; writes docs/bench
 	@scripts/setup bench
 	@$(PYTHON) -m bench
+	@$(PYTHON) -m bench.service
 
 check: ## Lint, formatting, types
 	@scripts/setup check

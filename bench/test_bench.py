@@ -5,6 +5,7 @@ Times are reported and never asserted.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench import api, cases, cli, contenders, document, helpers, measure, targets
+from bench import api, cases, cli, contenders, document, helpers, measure, service, targets
 from bench.contenders import BASE, Contender, Setting
 from bench.measure import Report, Result
 
@@ -279,3 +280,17 @@ def test_early_end_is_a_failure(
         parent.ask("what it does not know")
     assert [(r.case, r.failed) for r in report.results] == [(case.key, 1)]
     assert "the Python program ended with 1 at 'what it does not know'" in capfd.readouterr().err
+
+
+def test_the_services_part_is_what_was_measured() -> None:
+    found = json.loads(service.FOUND.read_text())
+    text = service.DOCUMENT.read_text()
+    assert all(line in text for line in service.rows(found))
+
+
+def test_the_service_is_measured() -> None:
+    """Every row has figures of both, from real commands."""
+    found = asyncio.run(service.measure(2))
+    assert set(found) == set(service.ROWS)
+    for columns in found.values():
+        assert all(value > 0 for who in (service.SERVICE, service.BWRAP) for value in columns[who])
