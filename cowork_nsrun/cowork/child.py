@@ -234,6 +234,8 @@ class Child:
         """Once it is told, nothing of the command is left, and its id is free again."""
         self.end = exit_event
         self.state = State.ENDED
+        # its end is remembered for a while, and not what it was
+        self._running = None
         self._on_end(self)
         self._hub.emit(exit_event)
         self.done.set()

@@ -30,8 +30,14 @@ class SessionGroup:
         with self._lock:
             if self._group is None:
                 self._group = _open(limits)
-            self._users.add(ident)
+            if self._group is not None:
+                self._users.add(ident)
             return self._group
+
+    @property
+    def there(self) -> bool:
+        """Something may be left by :meth:`leave`."""
+        return self._group is not None
 
     def leave(self, ident: str) -> None:
         """Nothing is left of that command; more than once does nothing."""

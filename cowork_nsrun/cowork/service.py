@@ -301,7 +301,7 @@ class Service:
     def _leave(self, child: Child) -> None:
         session = self._sessions.get(child.session)
         self._sessions.remove(child)
-        if session is not None:
+        if session is not None and session.group.there:
             # a cgroup may take a moment to go
             asyncio.get_running_loop().run_in_executor(None, session.group.leave, child.ident)
 

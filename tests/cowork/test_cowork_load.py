@@ -93,12 +93,15 @@ def test_load(daemon: Daemon) -> None:
     _load(daemon, SPAWNS // SESSIONS)
     wait_for(idle, "something is left")
     wait_for(lambda: _fds(pid) <= fds + 2, "descriptors are left")
-    assert _rss(pid) - memory < 40 * MIB
+    grown = (_rss(pid) - memory) / MIB
+    print(f"{SPAWNS} commands: {grown:.1f} MiB more")
+    assert grown < 40
     metrics = control.call("getStatus")["metrics"]
     assert metrics["spawns"] >= SPAWNS
     assert metrics["notStarted"] == 0
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    assert children == []
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    # what the kernel still takes down is waited for a moment later
+    wait_for(lambda: not children.read_text().split(), "a process is left")
 
 
 def test_memory_and_descriptors_stay_flat(daemon: Daemon) -> None:
