@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from worlds import SANDBOX, SEEN, Tools, World, by_python, probe_of
+from worlds import GID, SANDBOX, SEEN, UID, Tools, World, by_python, probe_of
 
 SYS_MOUNT, SYS_CLONE, SYS_UNSHARE, SYS_MOVE_MOUNT, SYS_FSMOUNT, SYS_CLONE3 = (
     165, 56, 272, 429, 432, 435)  # fmt: skip
 NEW_USER = 0x10000000
+SERVE_AS_USER = Path(__file__).with_name("serve_as_user.py")
 RUNNERS = {"namespaces": "nsrun", "bwrap": "bwrap"}
 MASK = "mount -t tmpfs -o ro mask /proc/irq"
 
@@ -137,6 +140,27 @@ def test_doctor_and_python_say_the_same(case: Case, world: World, tools: Tools) 
     assert first == {None: "none", "bwrap": "namespaces"}.get(case.backend, case.backend)
     if case.remedy is not None:
         assert case.evidence in "".join(check["evidence"] for check in data["checks"])
+
+
+def test_the_service_and_its_doctor_say_the_same(case: Case, world: World, tools: Tools) -> None:
+    """What it falls to, where no namespaces are to be had, is the confined host."""
+    serve = [sys.executable, "-I", SERVE_AS_USER, UID, GID, f"{SEEN}; echo ran"]
+    ended = world.run(tools, serve, root=True)
+    assert ended.returncode == 0, ended
+    seen = json.loads(ended.stdout.splitlines()[-1])
+    said = {"bwrap": "bubblewrap (namespace sandbox)", "none": "none (nothing is started)",
+            "host": "host-direct (confined by Landlock and seccomp, no namespaces)"}  # fmt: skip
+    assert said[seen["backend"]] in seen["doctor"], seen
+    if case.backend is None:
+        assert seen["backend"] in {"host", "none"}, seen
+        assert ("ran" in seen["out"]) == (seen["backend"] == "host"), seen
+        assert (seen["exit"] == 0) == (seen["backend"] == "host"), seen
+        return
+    assert seen["backend"] == "bwrap", seen
+    assert seen["exit"] == 0, seen
+    first, last = seen["out"].split()
+    assert (first == "bwrap") == (case.backend == "bwrap"), seen
+    assert last == "ran"
 
 
 def test_what_python_runs_is_what_was_selected(case: Case, world: World, tools: Tools) -> None:
