@@ -13,6 +13,7 @@ from cowork_client import Client, Refused, one_shot, request
 from cowork_fixtures import wait_for
 
 # all that they need, ahead of the change of user
+from cowork_nsrun import policy  # noqa: F401
 from cowork_nsrun.cowork import host, namespaces  # noqa: F401
 from cowork_nsrun.cowork.main import serve
 
@@ -45,9 +46,12 @@ def work(home: Path, pipe: Client, events: Client) -> None:
         ".claude": {"path": ".claude", "mode": "rw"},
     }
 
-    def run(ident: str, command: str, *args: str) -> tuple[str, str, int | None]:
+    def run(
+        ident: str, command: str, *args: str, domains: list[str] | None = None
+    ) -> tuple[str, str, int | None]:
         params = {"id": ident, "name": "fox", "command": command, "args": args,
                   "additionalMounts": mounts, "oauthToken": "t0ken",
+                  "allowedDomains": domains,
                   "env": {"CLAUDE_CONFIG_DIR": "/sessions/fox/mnt/.claude"}}  # fmt: skip
         assert pipe.call("spawn", params) == {}
         out, err, end = events.until_exit(ident)
@@ -68,6 +72,14 @@ def work(home: Path, pipe: Client, events: Client) -> None:
     assert pipe.call(
         "readFile", {"processName": "fox", "filePath": "/sessions/fox/mnt/proj/b"}
     ) == {"content": "from outside\n"}
+    ask = (
+        "exec 3<>/dev/tcp/127.0.0.1/3128; "
+        r"printf 'CONNECT denied.test:443 HTTP/1.1\r\nHost: denied.test:443\r\n\r\n' >&3; "
+        "read -r version status rest <&3; echo $status"
+    )
+    assert run("n1", "bash", "-c", ask, domains=["example.com"]) == ("403\n", "", 0)
+    # the same name, once it is allowed, is looked up and not found
+    assert run("n2", "bash", "-c", ask, domains=["denied.test"])[0] not in {"403\n", ""}
     params = {"id": "p5", "name": "fox", "command": "cat", "additionalMounts": mounts}
     pipe.call("spawn", {**params, "isResume": True})
     pipe.call("writeStdin", {"id": "p5", "data": "línea\n"})
