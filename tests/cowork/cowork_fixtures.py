@@ -155,7 +155,8 @@ def without_landlock(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...
     program = tmp_path_factory.mktemp("abi") / "abi"
     source = Path(__file__).parents[1] / "confine" / "abi.c"
     subprocess.run(["cc", "-O1", "-o", program, source], check=True)
-    return (str(program), "1", "--")
+    # it stays in front: what it runs ends with it
+    return (str(program), "1", "--", "setpriv", "--pdeathsig", "TERM")
 
 
 @pytest.fixture(scope="session")
