@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,7 +157,8 @@ def without_landlock(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...
     source = Path(__file__).parents[1] / "confine" / "abi.c"
     subprocess.run(["cc", "-O1", "-o", program, source], check=True)
     # it stays in front: what it runs ends with it
-    return (str(program), "1", "--", "setpriv", "--pdeathsig", "TERM")
+    setpriv = shutil.which("setpriv") or "/usr/bin/setpriv"
+    return (str(program), "1", "--", setpriv, "--pdeathsig", "TERM")
 
 
 @pytest.fixture(scope="session")
