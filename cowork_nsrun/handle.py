@@ -252,8 +252,9 @@ class Handle:
             self._outcome.error = NsrunError(self._early_end())
         self._outcome.returncode = self._child.exit_status
         self._outcome.timed_out |= self._child.timed_out
-        # what the command left running ends with it
-        self._child.signal(signal.SIGKILL)
+        # what the command left running ends with it; pid 1 alone ends by itself
+        if not self._child.alone:
+            self._child.signal(signal.SIGKILL)
 
     def _early_end(self) -> str:
         usage = self._enforcement.cgroup.usage() if self._enforcement.cgroup else None
@@ -292,6 +293,8 @@ class Handle:
         Arguments:
             deadline: by ``time.monotonic()``.
         """
+        if self._outcome.gone:
+            return True
         if not self._wait_until(lambda: self.ended, deadline):
             return False
         with self._lock:
@@ -381,10 +384,10 @@ class Handle:
 
     def close(self) -> None:
         """Kill everything and wait until it is gone; may be called again."""
+        if self._outcome.gone:
+            return
         self._check_owner()
         with self._lock:
-            if self._outcome.gone:
-                return
             if not self.ended:
                 self._child.signal(signal.SIGKILL)
         self.wait(None)

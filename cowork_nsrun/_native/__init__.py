@@ -479,6 +479,59 @@ class Child:
         lib.nsr_child_forget(self._child)
 
 
+class Flow:
+    """``struct nsr_flow``: what goes to a command, and what comes from it.
+
+    Not for two threads at once.
+
+    Arguments:
+        stdin: our end to write ``data`` to, which does not block; -1: none.
+        outputs: our ends to read, at most two; -1: none.
+    """
+
+    FED: int = lib.NSR_FLOW_FED
+
+    def __init__(self, stdin: int, data: bytes, outputs: Sequence[int]) -> None:
+        self._flow = ffi.gc(ffi.new("struct nsr_flow *"), lib.nsr_flow_free)
+        flow = self._flow
+        flow.out[0].fd, flow.out[1].fd = outputs
+        flow.to = stdin
+        if data:
+            self._data = ffi.from_buffer("uint8_t[]", data)
+            flow.data, flow.left = self._data, len(data)
+
+    def serve(self, watch: int, deadline: float | None) -> int:
+        """Feed and collect; :attr:`FED` is among the result once no more is to be written.
+
+        It returns when ``watch`` is readable, at the deadline, when something was read or
+        written, and when a signal came.
+
+        Arguments:
+            deadline: by ``time.monotonic()``.
+
+        Raises:
+            NsrunError: a stream can't be read or written, or memory is short.
+        """
+        until = 0 if deadline is None else max(1, int(deadline * 1e9))
+        ret = int(lib.nsr_flow_serve(self._flow, watch, until))
+        if ret < 0:
+            _check(ret)
+        return ret
+
+    def drain(self) -> None:
+        """Take what is there.
+
+        Raises:
+            NsrunError: as for :meth:`serve`.
+        """
+        _check(lib.nsr_flow_drain(self._flow))
+
+    def output(self, i: int) -> bytes:
+        """What was collected from one of ``outputs``."""
+        out = self._flow.out[i]
+        return bytes(ffi.buffer(out.bytes, out.len)) if out.len else b""
+
+
 class SeccompTest(NamedTuple):
     """What a rule asks of an argument; ``kind`` is ``any``, ``bits``, ``above`` or ``not``."""
 

@@ -150,7 +150,7 @@ static void close_build_fds(struct nsr_ctx *ctx)
 			SYS1(SYS_close, fds[i]);
 }
 
-static int set_up(struct nsr_ctx *ctx)
+int nsr_set_up(struct nsr_ctx *ctx)
 {
 	close_monitor_fds(ctx);
 	if (enter_namespaces(ctx))
@@ -166,7 +166,9 @@ int nsr_child_main(void *arg)
 {
 	struct nsr_ctx *ctx = arg;
 
-	if (!set_up(ctx)) {
+	if (ctx->reaper_first)
+		nsr_reaper_first(ctx);
+	if (!nsr_set_up(ctx)) {
 		if (ctx->facts.with_reaper)
 			nsr_reaper_become(ctx);
 		else
