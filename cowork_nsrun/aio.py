@@ -140,8 +140,13 @@ class AsyncProcess:
         for future in (self._started, self._ended):
             if not future.done():
                 future.set_result(None)
-        # the last of its processes may take a moment to go: not in the loop's thread
-        self._gone = self._loop.run_in_executor(None, self._handle.release, self)
+        if self._handle.goes_at_once:
+            self._handle.release(self)
+            self._gone = self._loop.create_future()
+            self._gone.set_result(None)
+        else:
+            # the last of its processes may take a moment to go: not in the loop's thread
+            self._gone = self._loop.run_in_executor(None, self._handle.release, self)
 
     def _watch_fd(self, fd: int) -> None:
         if fd == self._watched:

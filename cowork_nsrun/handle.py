@@ -225,6 +225,16 @@ class Handle:
             self._finish()
             self._changed.notify_all()
 
+    @property
+    def goes_at_once(self) -> bool:
+        """It has ended, and :meth:`release` waits for nothing."""
+        outside = (self._enforcement.outlet, self._enforcement.placeholders)
+        return self.ended and self._only_kernels() and outside == (None, None)
+
+    def _only_kernels(self) -> bool:
+        """Nothing of the user's is left: the namespaces' end is the kernel's business."""
+        return self._child.alone and self._enforcement.cgroup is None and self.backend == IN_PROCESS
+
     def advance(self) -> bool:
         """Take what there is, without blocking; True once the command has ended."""
         with self._lock:
@@ -267,8 +277,7 @@ class Handle:
         cpu_ns, largest = self._child.usage
         peak = largest or None
         cgroup = self._enforcement.cgroup
-        if self._child.alone and cgroup is None and self.backend == IN_PROCESS:
-            # nothing of the user's is left: the namespaces' end is the kernel's business
+        if self._only_kernels():
             teardown().add(self._child)
         else:
             self._child.close()

@@ -91,8 +91,14 @@ class Plan:
     are equal if their bytes are.
     """
 
-    def __init__(self, native: _native.Plan, warnings: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        native: _native.Plan,
+        warnings: Sequence[str] = (),
+        argv: Sequence[str] | None = None,
+    ) -> None:
         self._native = native
+        self._argv = None if argv is None else tuple(argv)
         self.warnings = tuple(warnings)
 
     @classmethod
@@ -147,7 +153,7 @@ class Plan:
             native.set_string(String.CHDIR, _checked_cwd(cwd))
         extras.apply(native)
         native.check()
-        return cls(native)
+        return cls(native, argv=words)
 
     @classmethod
     def for_parked(
@@ -161,14 +167,15 @@ class Plan:
     ) -> Plan:
         """What a parked sandbox of that spec takes: command, environment, directory, limits."""
         native = _native.Plan()
-        native.add_words(Words.ARGV, _checked_argv(argv))
+        words = _checked_argv(argv)
+        native.add_words(Words.ARGV, words)
         environment = _environment(spec, env).items()
         native.add_words(Words.ENV, [f"{name}={value}" for name, value in environment])
         if cwd is not None:
             native.set_string(String.CHDIR, _checked_cwd(cwd))
         Extras(rlimits=spec.limits.rlimits).apply(native)
         extras.apply(native)
-        return cls(native)
+        return cls(native, argv=words)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
@@ -205,7 +212,9 @@ class Plan:
     @property
     def argv(self) -> tuple[str, ...]:
         """The command and its arguments."""
-        return self._native.words(Words.ARGV)
+        if self._argv is None:
+            self._argv = self._native.words(Words.ARGV)
+        return self._argv
 
     @property
     def environment(self) -> dict[str, str]:

@@ -284,9 +284,10 @@ class Process(Generic[Output]):
         if self.terminal is not None and data is not None:
             source = self.terminal
             data += self.terminal.end_of(data)
-        sinks = (self.stdout if self.terminal is None else self.terminal, self.stderr)
-        numbers = [_number(file) for file in (source, *sinks)]
-        for fd in {*numbers} - {-1}:
+        first = self.stdout if self.terminal is None else self.terminal
+        sinks: list[IO[Any] | Terminal | None] = [first, self.stderr]
+        numbers: list[int] = [_number(file) for file in (source, *sinks)]
+        for fd in set(numbers) - {-1}:
             os.set_blocking(fd, False)
         in_time = True
         try:
@@ -305,7 +306,8 @@ class Process(Generic[Output]):
             for file in (source, *sinks):
                 if file is not None and not file.closed:
                     os.set_blocking(file.fileno(), True)
-        return *pump.output, in_time
+        out, err = pump.output
+        return out, err, in_time
 
     def _end_input(self) -> None:
         """All is written.  What was typed at a terminal has its end of file in it."""

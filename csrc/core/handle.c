@@ -451,9 +451,10 @@ void nsr_child_close(struct nsr_child *child)
 	 * itself.  The plan itself may be gone: a collector of garbage asks nobody
 	 * which of two goes first.
 	 */
-	if (!ctx->facts.on_host)
+	if (!ctx->facts.on_host && !wait_process(child, WNOHANG)) {
 		SYS4(SYS_pidfd_send_signal, child->pidfd, SIGKILL, 0, 0);
-	wait_process(child, 0);
+		wait_process(child, 0);
+	}
 	wait_memory(&ctx->clear_tid[0]);
 	wait_memory(&ctx->clear_tid[1]);
 	forget(child);
