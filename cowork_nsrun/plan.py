@@ -137,10 +137,9 @@ class Plan:
         Raises:
             SpecError: a value that can't be, named.
         """
-        native = _native.Plan()
         words = _checked_argv(argv)
         try:
-            native.read(_template(spec))
+            native = _native.Plan(_template(spec))
         except NsrunError as error:
             if isinstance(error, SpecError) or spec.backend == "namespaces":
                 raise
@@ -279,9 +278,9 @@ class _Templates:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[int, tuple[Sandbox, bytes]] = OrderedDict()
+        self._known: OrderedDict[int, tuple[Sandbox, _native.Plan]] = OrderedDict()
 
-    def get(self, spec: Sandbox) -> bytes:
+    def get(self, spec: Sandbox) -> _native.Plan:
         """The plan of a spec, without a command."""
         # by identity, since comparing takes longer than compiling; a spec that is held here
         # has its identity for itself
@@ -303,7 +302,7 @@ def _templates() -> _Templates:
     return _Templates()
 
 
-def _template(spec: Sandbox) -> bytes:
+def _template(spec: Sandbox) -> _native.Plan:
     # what deny lists come to depends on what is there now
     if spec.deny_read or spec.deny_write:
         return _compile_spec(spec)
@@ -318,7 +317,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _compile_spec(spec: Sandbox) -> bytes:
+def _compile_spec(spec: Sandbox) -> _native.Plan:
     native = _native.Plan()
     # the reader wants a command
     native.add_word(Words.ARGV, "command")
@@ -339,7 +338,10 @@ def _compile_spec(spec: Sandbox) -> bytes:
     _compile_ports(native, Words.TCP_BIND, spec.tcp_bind)
     if spec.timeout is not None and spec.ends_all:
         native.set_number(Number.TIMEOUT_MS, milliseconds(spec.timeout))
-    return native.write()
+    # read again: what the reader refuses is no plan
+    compact = _native.Plan()
+    compact.read(native.write())
+    return compact
 
 
 def _checked_argv(argv: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -188,11 +188,14 @@ def nsr_py_warn(arg: Any, text: Any) -> None:
 class Plan:
     """``struct nsr_plan``, freed with this object."""
 
-    def __init__(self) -> None:
-        pointer = lib.nsr_plan_new()
+    def __init__(self, base: Plan | None = None) -> None:
+        """An empty one, or a copy of another, which must not change any more."""
+        pointer = lib.nsr_plan_new() if base is None else lib.nsr_plan_derive(base._plan)
         if pointer == ffi.NULL:
             raise MemoryError
-        self._plan = ffi.gc(pointer, lib.nsr_plan_free)
+        self._plan: Any = ffi.gc(pointer, lib.nsr_plan_free)
+        # what was not changed is still there
+        self._base = base
         # the parser points into the words that it was given
         self._kept: list[Any] = []
 

@@ -160,6 +160,8 @@ struct nsr_plan;
 
 struct nsr_plan *nsr_plan_new(void);
 void nsr_plan_free(struct nsr_plan *plan);
+/* A copy that has what it does not change in common with the other, which has to outlive it. */
+struct nsr_plan *nsr_plan_derive(const struct nsr_plan *base);
 
 /* All of these copy what they are given; -ENOMEM or -EINVAL on failure. */
 int nsr_plan_set_number(struct nsr_plan *plan, enum nsr_number which, int64_t value);
