@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import SIGNAL_BASE, SIGNALS, Handle, start
+from cowork_nsrun.handle import Handle, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import (
     Argv,
     CommandOptions,
     PopenOptions,
     Result,
-    Timings,
     extras_for,
+    make_result,
 )
 from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
@@ -276,19 +276,7 @@ class AsyncProcess:
         code = self.returncode
         if code is None or self._gone is None or not self._gone.done():
             raise NsrunError("the command has not ended: await wait() first")
-        number = code - SIGNAL_BASE
-        return Result(
-            self.argv,
-            code,
-            number if number in SIGNALS else None,
-            stdout,
-            stderr,
-            Timings(self._handle.spawn_ns, self._total_ns),
-            self._handle.backend,
-            self._handle.ending,
-            self._handle.usage,
-            self._handle.held,
-        )
+        return make_result(self._handle, self.argv, (stdout, stderr), self._total_ns)
 
     def time_out(self) -> None:
         """Kill everything, and call that the end of its time."""

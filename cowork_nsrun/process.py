@@ -325,19 +325,9 @@ class Process(Generic[Output]):
         if code is None or not self._wait(None):
             raise NsrunError("the command has not ended")
         none: Any = "" if self._text else b""
-        number = code - SIGNAL_BASE
-        return Result(
-            self.argv,
-            code,
-            number if number in SIGNALS else None,
-            none if stdout is None else stdout,
-            none if stderr is None else stderr,
-            Timings(self._handle.spawn_ns, self._total_ns),
-            self._handle.backend,
-            self._handle.ending,
-            self._handle.usage,
-            self._handle.held,
-        )
+        out = none if stdout is None else stdout
+        err = none if stderr is None else stderr
+        return make_result(self._handle, self.argv, (out, err), self._total_ns)
 
     # --- signals -------------------------------------------------------------------------
 
@@ -692,7 +682,9 @@ def finish(
         handle.check()
         argv = plan.argv
         log.debug("%s ended with %s, run by %s", argv[0], handle.returncode, handle.backend)
-        return make_result(handle, argv, pump.output, text, total_ns)
+        if text:
+            return make_result(handle, argv, _as_texts(pump.output), total_ns)
+        return make_result(handle, argv, pump.output, total_ns)
     finally:
         try:
             handle.close()
@@ -700,19 +692,23 @@ def finish(
             ends.close()
 
 
+def _as_texts(output: tuple[bytes, bytes]) -> tuple[str, str]:
+    out, err = output
+    return _as_text(out), _as_text(err)
+
+
 def make_result(
-    handle: Handle, argv: tuple[str, ...], output: tuple[bytes, bytes], text: bool, total_ns: int
-) -> Result[Any]:
+    handle: Handle, argv: tuple[str, ...], output: tuple[Output, Output], total_ns: int
+) -> Result[Output]:
     """How a command ended of which nothing is left."""
     code = handle.returncode
     assert code is not None
-    out, err = map(_as_text, output) if text else output
+    number = code - SIGNAL_BASE
     return Result(
         argv,
         code,
-        code - SIGNAL_BASE if code - SIGNAL_BASE in SIGNALS else None,
-        out,
-        err,
+        number if number in SIGNALS else None,
+        *output,
         Timings(handle.spawn_ns, total_ns),
         handle.backend,
         handle.ending,
