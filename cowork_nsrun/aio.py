@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import SIGNAL_BASE, SIGNALS, Handle, start
+from cowork_nsrun.handle import Handle, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import (
     Argv,
     CommandOptions,
     PopenOptions,
     Result,
-    Timings,
     extras_for,
+    make_result,
 )
 from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
@@ -146,8 +146,13 @@ class AsyncProcess:
         for future in (self._started, self._ended):
             if not future.done():
                 future.set_result(None)
-        # the last of its processes may take a moment to go: not in the loop's thread
-        self._gone = self._loop.run_in_executor(None, self._handle.release, self)
+        if self._handle.goes_at_once:
+            self._handle.release(self)
+            self._gone = self._loop.create_future()
+            self._gone.set_result(None)
+        else:
+            # the last of its processes may take a moment to go: not in the loop's thread
+            self._gone = self._loop.run_in_executor(None, self._handle.release, self)
 
     def _watch_fd(self, fd: int) -> None:
         if fd == self._watched:
@@ -282,19 +287,7 @@ class AsyncProcess:
         code = self.returncode
         if code is None or self._gone is None or not self._gone.done():
             raise NsrunError("the command has not ended: await wait() first")
-        number = code - SIGNAL_BASE
-        return Result(
-            self.argv,
-            code,
-            number if number in SIGNALS else None,
-            stdout,
-            stderr,
-            Timings(self._handle.spawn_ns, self._total_ns),
-            self._handle.backend,
-            self._handle.ending,
-            self._handle.usage,
-            self._handle.held,
-        )
+        return make_result(self._handle, self.argv, (stdout, stderr), self._total_ns)
 
     def time_out(self) -> None:
         """Kill everything, and call that the end of its time."""

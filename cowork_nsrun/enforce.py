@@ -23,6 +23,7 @@ from cowork_nsrun.spec import (
     BindData,
     BindFd,
     Dev,
+    Limits,
     Mqueue,
     Operation,
     Proc,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from cowork_nsrun.policy.gate import OnDecision
 
 log = logging.getLogger(__name__)
+
+NO_LIMITS = Limits()
 
 
 @cache
@@ -83,6 +86,8 @@ def enforce(
     Raises:
         LimitError: a limit can't be had, and the spec does not say ``best_effort``.
     """
+    if spec.limits == NO_LIMITS and within is None and not _needs_more(spec):
+        return Enforced()
     enforced = _limit(spec, within)
     try:
         placeholders = hold_names(spec)
@@ -97,6 +102,10 @@ def enforce(
         enforced.give_back()
         raise
     return replace(enforced, enforcement=replace(enforced.enforcement, outlet=outlet))
+
+
+def _needs_more(spec: Sandbox) -> bool:
+    return bool(spec.egress is not None or spec.veth or spec.deny_write)
 
 
 def _limit(spec: Sandbox, within: Group | None) -> Enforced:

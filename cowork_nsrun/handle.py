@@ -241,6 +241,16 @@ class Handle:
             self._finish()
             self._changed.notify_all()
 
+    @property
+    def goes_at_once(self) -> bool:
+        """It has ended, and :meth:`release` waits for nothing."""
+        outside = (self._enforcement.outlet, self._enforcement.placeholders)
+        return self.ended and self._only_kernels() and outside == (None, None)
+
+    def _only_kernels(self) -> bool:
+        """Nothing of the user's is left: the namespaces' end is the kernel's business."""
+        return self._child.alone and self._enforcement.cgroup is None and self.backend == IN_PROCESS
+
     def advance(self) -> bool:
         """Take what there is, without blocking; True once the command has ended."""
         with self._lock:
@@ -268,8 +278,9 @@ class Handle:
             self._outcome.error = NsrunError(self._early_end())
         self._outcome.returncode = self._child.exit_status
         self._outcome.timed_out |= self._child.timed_out
-        # what the command left running ends with it
-        self._child.signal(signal.SIGKILL)
+        # what the command left running ends with it; pid 1 alone ends by itself
+        if not self._child.alone:
+            self._child.signal(signal.SIGKILL)
 
     def _early_end(self) -> str:
         usage = self._enforcement.cgroup.usage() if self._enforcement.cgroup else None
@@ -282,8 +293,7 @@ class Handle:
         cpu_ns, largest = self._child.usage
         peak = largest or None
         cgroup = self._enforcement.cgroup
-        if self._child.alone and cgroup is None and self.backend == IN_PROCESS:
-            # nothing of the user's is left: the namespaces' end is the kernel's business
+        if self._only_kernels():
             teardown().add(self._child)
         else:
             self._child.close()
@@ -308,6 +318,8 @@ class Handle:
         Arguments:
             deadline: by ``time.monotonic()``.
         """
+        if self._outcome.gone:
+            return True
         if not self._wait_until(lambda: self.ended, deadline):
             return False
         with self._lock:
@@ -397,10 +409,10 @@ class Handle:
 
     def close(self) -> None:
         """Kill everything and wait until it is gone; may be called again."""
+        if self._outcome.gone:
+            return
         self._check_owner()
         with self._lock:
-            if self._outcome.gone:
-                return
             if not self.ended:
                 self._child.signal(signal.SIGKILL)
         self.wait(None)

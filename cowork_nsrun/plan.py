@@ -92,9 +92,15 @@ class Plan:
     """
 
     def __init__(
-        self, native: _native.Plan, warnings: Sequence[str] = (), *, by_name: bool = False
+        self,
+        native: _native.Plan,
+        warnings: Sequence[str] = (),
+        argv: Sequence[str] | None = None,
+        *,
+        by_name: bool = False,
     ) -> None:
         self._native = native
+        self._argv = None if argv is None else tuple(argv)
         self.warnings = tuple(warnings)
         # its backend was asked for, so that the environment has no say
         self.by_name = by_name
@@ -135,10 +141,9 @@ class Plan:
         Raises:
             SpecError: a value that can't be, named.
         """
-        native = _native.Plan()
         words = _checked_argv(argv)
         try:
-            native.read(_template(spec))
+            native = _native.Plan(_template(spec))
         except NsrunError as error:
             if isinstance(error, SpecError) or not spec.on_host:
                 raise
@@ -151,7 +156,7 @@ class Plan:
             native.set_string(String.CHDIR, _checked_cwd(cwd))
         extras.apply(native)
         native.check()
-        return cls(native, by_name=spec.backend != "auto")
+        return cls(native, argv=words, by_name=spec.backend != "auto")
 
     @classmethod
     def for_parked(
@@ -165,14 +170,15 @@ class Plan:
     ) -> Plan:
         """What a parked sandbox of that spec takes: command, environment, directory, limits."""
         native = _native.Plan()
-        native.add_words(Words.ARGV, _checked_argv(argv))
+        words = _checked_argv(argv)
+        native.add_words(Words.ARGV, words)
         environment = _environment(spec, env).items()
         native.add_words(Words.ENV, [f"{name}={value}" for name, value in environment])
         if cwd is not None:
             native.set_string(String.CHDIR, _checked_cwd(cwd))
         Extras(rlimits=spec.limits.rlimits).apply(native)
         extras.apply(native)
-        return cls(native)
+        return cls(native, argv=words)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
@@ -209,7 +215,9 @@ class Plan:
     @property
     def argv(self) -> tuple[str, ...]:
         """The command and its arguments."""
-        return self._native.words(Words.ARGV)
+        if self._argv is None:
+            self._argv = self._native.words(Words.ARGV)
+        return self._argv
 
     @property
     def environment(self) -> dict[str, str]:
@@ -274,9 +282,9 @@ class _Templates:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[int, tuple[Sandbox, bytes]] = OrderedDict()
+        self._known: OrderedDict[int, tuple[Sandbox, _native.Plan]] = OrderedDict()
 
-    def get(self, spec: Sandbox) -> bytes:
+    def get(self, spec: Sandbox) -> _native.Plan:
         """The plan of a spec, without a command."""
         # by identity, since comparing takes longer than compiling; a spec that is held here
         # has its identity for itself
@@ -298,7 +306,7 @@ def _templates() -> _Templates:
     return _Templates()
 
 
-def _template(spec: Sandbox) -> bytes:
+def _template(spec: Sandbox) -> _native.Plan:
     # what deny lists come to depends on what is there now
     if spec.deny_read or spec.deny_write:
         return _compile_spec(spec)
@@ -313,7 +321,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _compile_spec(spec: Sandbox) -> bytes:
+def _compile_spec(spec: Sandbox) -> _native.Plan:
     native = _native.Plan()
     # the reader wants a command
     native.add_word(Words.ARGV, "command")
@@ -334,7 +342,10 @@ def _compile_spec(spec: Sandbox) -> bytes:
     _compile_ports(native, Words.TCP_BIND, spec.tcp_bind)
     if spec.timeout is not None and spec.ends_all:
         native.set_number(Number.TIMEOUT_MS, milliseconds(spec.timeout))
-    return native.write()
+    # read again: what the reader refuses is no plan
+    compact = _native.Plan()
+    compact.read(native.write())
+    return compact
 
 
 def _checked_argv(argv: Sequence[str | os.PathLike[str]]) -> list[str]:

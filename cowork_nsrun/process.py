@@ -281,13 +281,23 @@ class Process(Generic[Output]):
         return out, err  # type: ignore[return-value] # Output is bytes
 
     def _talk(self, data: bytes | None, until: float | None) -> tuple[bytes, bytes, bool]:
+        if data and self.stdin is None and self.terminal is None:
+            raise SpecError("input", "there is no pipe to standard input")
+        if self.stdin is not None and not self.stdin.closed:
+            with suppress(BrokenPipeError):
+                self.stdin.flush()
+        source: IO[Any] | Terminal | None = self.stdin
+        if self.terminal is not None and data is not None:
+            source = self.terminal
+            data += self.terminal.end_of(data)
         first = self.stdout if self.terminal is None else self.terminal
-        numbers = [
-            -1 if file is None or file.closed else file.fileno() for file in (first, self.stderr)
-        ]
-        pump = self._pump(data)
+        sinks: list[IO[Any] | Terminal | None] = [first, self.stderr]
+        numbers: list[int] = [_number(file) for file in (source, *sinks)]
+        for fd in set(numbers) - {-1}:
+            os.set_blocking(fd, False)
         in_time = True
         try:
+            pump = Pump(data or b"", numbers[0], (numbers[1], numbers[2]), self._end_input)
             try:
                 pump.run(self._handle, _earlier(until, self._deadline))
             except OutOfTime:
@@ -295,34 +305,21 @@ class Process(Generic[Output]):
                 in_time = until is None or time.monotonic() < until
                 self._handle.time_out()
                 pump.run(self._handle, None)
+            for file in sinks:
+                if file is not None:
+                    file.close()
         finally:
-            pump.close()
-        out, err = (bytes(pump.output.get(number, b"")) for number in numbers)
+            for file in (source, *sinks):
+                if file is not None and not file.closed:
+                    os.set_blocking(file.fileno(), True)
+        out, err = pump.output
         return out, err, in_time
 
-    def _pump(self, data: bytes | None) -> Pump:
-        if data and self.stdin is None and self.terminal is None:
-            raise SpecError("input", "there is no pipe to standard input")
-        if self.stdin is not None and not self.stdin.closed:
+    def _end_input(self) -> None:
+        """All is written.  What was typed at a terminal has its end of file in it."""
+        if self.stdin is not None:
             with suppress(BrokenPipeError):
-                self.stdin.flush()
-        outputs: list[IO[Any] | Terminal] = _open_ones((self.stdout, self.stderr, self.terminal))
-        inputs: list[IO[Any] | Terminal] = _open_ones((self.stdin,))
-        if self.terminal is not None and data is not None:
-            inputs = _open_ones((self.terminal,))
-            data += self.terminal.end_of(data)
-        files = {file.fileno(): file for file in (*outputs, *inputs)}
-
-        def close(fd: int) -> None:
-            with suppress(BrokenPipeError):
-                files[fd].close()
-
-        return Pump(
-            data or b"",
-            [file.fileno() for file in inputs],
-            [file.fileno() for file in outputs],
-            close,
-        )
+                self.stdin.close()
 
     def result(self, stdout: Output | None = None, stderr: Output | None = None) -> Result[Output]:
         """How it ended, with output that was collected.
@@ -334,19 +331,9 @@ class Process(Generic[Output]):
         if code is None or not self._wait(None):
             raise NsrunError("the command has not ended")
         none: Any = "" if self._text else b""
-        number = code - SIGNAL_BASE
-        return Result(
-            self.argv,
-            code,
-            number if number in SIGNALS else None,
-            none if stdout is None else stdout,
-            none if stderr is None else stderr,
-            Timings(self._handle.spawn_ns, self._total_ns),
-            self._handle.backend,
-            self._handle.ending,
-            self._handle.usage,
-            self._handle.held,
-        )
+        out = none if stdout is None else stdout
+        err = none if stderr is None else stderr
+        return make_result(self._handle, self.argv, (out, err), self._total_ns)
 
     # --- signals -------------------------------------------------------------------------
 
@@ -416,8 +403,8 @@ class Process(Generic[Output]):
                 self.close()
 
 
-def _open_ones(files: tuple[IO[Any] | Terminal | None, ...]) -> list[IO[Any] | Terminal]:
-    return [file for file in files if file is not None and not file.closed]
+def _number(file: IO[Any] | Terminal | None) -> int:
+    return -1 if file is None or file.closed else file.fileno()
 
 
 def _earlier(a: float | None, b: float | None) -> float | None:
@@ -681,19 +668,56 @@ def finish(
     begin: int,
 ) -> Result[bytes] | Result[str]:
     """Run to the end; when this returns or raises, nothing is left of the sandbox."""
-    deadline = None if timeout is None else begin / 1e9 + timeout
-    process: Process[Any] = Process(
-        handle, argv=plan.argv, ours=ends.take(), text=text, timeout=None, begin=begin
-    )
-    with process:
-        left = None if deadline is None else deadline - time.monotonic()
+    ours = ends.ours
+    data = input.encode() if isinstance(input, str) else input or b""
+    try:
+        ends.close_theirs()
+        if "stdin" in ours:
+            os.set_blocking(ours["stdin"], False)
+        outputs = ours.get("stdout", -1), ours.get("stderr", -1)
+        pump = Pump(data, ours.get("stdin", -1), outputs, ends.end_input)
         try:
-            out, err = process.communicate(input, left)
-        except TimeoutExpired as error:
+            pump.run(handle, None if timeout is None else begin / 1e9 + timeout)
+        except OutOfTime:
             assert timeout is not None
-            captured = (error.stdout, error.stderr) if process.stdout is not None else (None, None)
-            raise TimeoutExpired(timeout, *captured) from None
+            handle.time_out()
+            pump.run(handle, None)
+            out, err = pump.output if "stdout" in ours else (None, None)
+            raise TimeoutExpired(timeout, out, err) from None
+        total_ns = time.monotonic_ns() - begin
         handle.check()
-        result = process.result(out, err)
-    log.debug("%s ended with %d, run by %s", plan.argv[0], result.returncode, result.backend)
-    return result
+        argv = plan.argv
+        log.debug("%s ended with %s, run by %s", argv[0], handle.returncode, handle.backend)
+        if text:
+            return make_result(handle, argv, _as_texts(pump.output), total_ns)
+        return make_result(handle, argv, pump.output, total_ns)
+    finally:
+        try:
+            handle.close()
+        finally:
+            ends.close()
+
+
+def _as_texts(output: tuple[bytes, bytes]) -> tuple[str, str]:
+    out, err = output
+    return _as_text(out), _as_text(err)
+
+
+def make_result(
+    handle: Handle, argv: tuple[str, ...], output: tuple[Output, Output], total_ns: int
+) -> Result[Output]:
+    """How a command ended of which nothing is left."""
+    code = handle.returncode
+    assert code is not None
+    number = code - SIGNAL_BASE
+    return Result(
+        argv,
+        code,
+        number if number in SIGNALS else None,
+        *output,
+        Timings(handle.spawn_ns, total_ns),
+        handle.backend,
+        handle.ending,
+        handle.usage,
+        handle.held,
+    )

@@ -14,8 +14,9 @@ from types import FrameType
 from typing import Any
 
 from cowork_nsrun.process import Process
-from cowork_nsrun.streams import CHUNK, TERMINAL_SIZE
+from cowork_nsrun.streams import TERMINAL_SIZE
 
+CHUNK = 1 << 18
 END_OF_FILE = b"\x04"
 
 

@@ -6,22 +6,22 @@ import errno
 import fcntl
 import io
 import os
-import selectors
 import struct
 import subprocess
 import termios
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
+from cowork_nsrun._native import Flow
 from cowork_nsrun.errors import SpecError
-from cowork_nsrun.handle import Handle, Stdio, seconds_left
+from cowork_nsrun.handle import Handle, Stdio
 
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT
 DEVNULL = subprocess.DEVNULL
 
-CHUNK = 1 << 18
 STREAMS = ("stdin", "stdout", "stderr")
 STDERR = 2
 MODES = {"stdin": "wb", "stdout": "rb", "stderr": "rb"}
@@ -80,6 +80,16 @@ class Fds:
 
     def __del__(self) -> None:
         self.close_all()
+
+    def close(self, fd: int) -> None:
+        """Close one of them."""
+        self._open.remove(fd)
+        os.close(fd)
+
+    def close_all_but(self, kept: Iterable[int]) -> None:
+        """Close the others."""
+        for fd in self._open.difference(kept):
+            self.close(fd)
 
     def close_all(self) -> None:
         """Close what was not given up."""
@@ -238,6 +248,14 @@ class Ends:
             return Terminal(self._fds.give_up(self.ours[name]))
         return io.FileIO(self._fds.give_up(self.ours[name]), MODES[name])
 
+    def end_input(self) -> None:
+        """Close our end of the command's standard input."""
+        self._fds.close(self.ours.pop("stdin"))
+
+    def close_theirs(self) -> None:
+        """The command has its own copies now; ours stay open until :meth:`close`."""
+        self._fds.close_all_but(self.ours.values())
+
     def close(self) -> None:
         """All of them."""
         self._fds.close_all()
@@ -275,70 +293,24 @@ class Pump:
     """Feeds a command and collects what it says, until it ends; nothing in it blocks.
 
     Arguments:
-        data: for its standard input, if that is in ``inputs``.
-        inputs: our ends to write ``data`` to, and then to close, unless they are read too.
-        outputs: our ends to read.
-        close: closes one of our ends.
+        data: for its standard input.
+        stdin: our end to write ``data`` to, which does not block; -1: none.
+        outputs: our ends to read; -1: none.
+        end_input: is called once no more is to be written.
     """
 
     def __init__(
-        self, data: bytes, inputs: list[int], outputs: list[int], close: Callable[[int], None]
+        self, data: bytes, stdin: int, outputs: tuple[int, int], end_input: Callable[[], None]
     ) -> None:
-        self._selector = selectors.PollSelector()
-        self._left = memoryview(data)
-        self._close = close
-        self.output: dict[int, bytearray] = {fd: bytearray() for fd in outputs}
-        for fd in inputs:
-            if fd in outputs:
-                self._watch(fd, selectors.EVENT_READ | selectors.EVENT_WRITE, self._converse)
-            elif data:
-                self._watch(fd, selectors.EVENT_WRITE, lambda fd, _: self._feed(fd))
-            else:
-                close(fd)
-        for fd in set(outputs) - set(inputs):
-            self._watch(fd, selectors.EVENT_READ, lambda fd, _: self._collect(fd))
+        self._end_input = end_input
+        self._flow = Flow(stdin, data, outputs)
+        if stdin >= 0 and not data:
+            end_input()
 
-    def _watch(self, fd: int, event: int, action: Callable[[int, int], bool]) -> None:
-        os.set_blocking(fd, False)
-        self._selector.register(fd, event, action)
-
-    def _forget(self, fd: int) -> None:
-        self._selector.unregister(fd)
-        self._close(fd)
-
-    def _converse(self, fd: int, events: int) -> bool:
-        """Both with a terminal; False at its end."""
-        if events & selectors.EVENT_WRITE and not self._feed(fd):
-            self._selector.modify(fd, selectors.EVENT_READ, lambda fd, _: self._collect(fd))
-        return not events & selectors.EVENT_READ or self._collect(fd)
-
-    def _feed(self, fd: int) -> bool:
-        """Write what fits; False once there is no more to write."""
-        try:
-            while self._left:
-                self._left = self._left[os.write(fd, self._left[:CHUNK]) :]
-        except BlockingIOError:
-            return True
-        except BrokenPipeError:
-            pass  # the command wants no more of it
-        except OSError as error:
-            if error.errno != errno.EIO:  # the same of a terminal
-                raise
-        return False
-
-    def _collect(self, fd: int) -> bool:
-        """Read what is there; False at its end."""
-        try:
-            while data := os.read(fd, CHUNK):
-                self.output[fd] += data
-                if len(data) < CHUNK:
-                    return True
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            if error.errno != errno.EIO:  # a terminal's end of file
-                raise
-        return False
+    @property
+    def output(self) -> tuple[bytes, bytes]:
+        """What was collected until now."""
+        return self._flow.output(0), self._flow.output(1)
 
     def run(self, handle: Handle, deadline: float | None) -> None:
         """Serve the streams until the command ends, and until all is gone.
@@ -346,44 +318,15 @@ class Pump:
         Raises:
             OutOfTime: the deadline came first.
         """
-        with handle.polling():
-            self._attend(handle, deadline)
-        handle.wait(None)
-        self._drain()
-
-    def _attend(self, handle: Handle, deadline: float | None) -> None:
-        if handle.advance():
-            return
-        watched = handle.fd
-        self._selector.register(watched, selectors.EVENT_READ)
+        handle.hold(self)
         try:
-            while not handle.advance():
-                if watched != handle.fd:
-                    self._selector.unregister(watched)
-                    watched = handle.fd
-                    self._selector.register(watched, selectors.EVENT_READ)
-                left = seconds_left(deadline)
-                if left is not None and left <= 0:
+            while not handle.ended:
+                if self._flow.serve(handle.fd, deadline) & Flow.FED:
+                    self._end_input()
+                if not handle.advance() and deadline is not None and time.monotonic() >= deadline:
                     raise OutOfTime
-                for key, events in self._selector.select(left):
-                    if key.fd != watched and not key.data(key.fd, events):
-                        self._forget(key.fd)
         finally:
-            self._selector.unregister(watched)
-
-    def _drain(self) -> None:
-        """Take what the command left in its pipes; nobody inside writes to them any more."""
-        for fd in self.output:
-            if fd not in self._selector.get_map():
-                continue
-            more = True
-            while more:
-                before = len(self.output[fd])
-                more = self._collect(fd) and len(self.output[fd]) > before
-            self._forget(fd)
-
-    def close(self) -> None:
-        """Forget the streams; whoever made them closes what is left."""
-        for key in list(self._selector.get_map().values()):
-            os.set_blocking(key.fd, True)
-        self._selector.close()
+            handle.release(self)
+        handle.wait(None)
+        # nobody inside writes to them any more
+        self._flow.drain()

@@ -2,12 +2,14 @@
 
     seeds.py DIRECTORY TOWRITE
 
-writes DIRECTORY/argv/N (words, each with its NUL) and DIRECTORY/plan/N (the
-same as the plan's bytes, by the program TOWRITE).
+writes DIRECTORY/argv/N (words, each with its NUL), DIRECTORY/plan/N (the
+same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
+message of csrc/core/hand.h for such commands).
 """
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +43,33 @@ LINES = (
 )
 
 
+HANDS = (
+    (None, [], ["/bin/true"], ["true"], ["PWD=/"]),
+    ("/tmp", [], ["/bin/sh", "/usr/bin/sh"], ["sh", "-c", "exit 3"], ["A=b", "PWD=/tmp"]),
+    ("/", [(7, 64, 128), (9, 1 << 30, 1 << 30)], ["prog"], ["prog", "", "-x"], ["HOME=/", "PWD="]),
+)
+
+
+def hand(
+    directory: str | None,
+    rlimits: list[tuple[int, int, int]],
+    programs: list[str],
+    argv: list[str],
+    env: list[str],
+) -> bytes:
+    limits = b"".join(struct.pack("<3Q", *limit) for limit in rlimits)
+    words = [*([] if directory is None else [directory]), *programs, *argv, *env]
+    body = limits + b"".join(word.encode() + b"\0" for word in words)
+    counts = [len(rlimits), len(programs), len(argv), len(env)]
+    flags = 0 if directory is None else 1
+    return struct.pack("<6I", 24 + len(body), flags, *counts) + body
+
+
 def main(directory: Path, towrite: Path) -> int:
-    for name in ("argv", "plan"):
+    for name in ("argv", "plan", "hand"):
         (directory / name).mkdir(parents=True, exist_ok=True)
+    for number, parts in enumerate(HANDS):
+        (directory / "hand" / str(number)).write_bytes(hand(*parts))
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)

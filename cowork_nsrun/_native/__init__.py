@@ -188,11 +188,14 @@ def nsr_py_warn(arg: Any, text: Any) -> None:
 class Plan:
     """``struct nsr_plan``, freed with this object."""
 
-    def __init__(self) -> None:
-        pointer = lib.nsr_plan_new()
+    def __init__(self, base: Plan | None = None) -> None:
+        """An empty one, or a copy of another, which must not change any more."""
+        pointer = lib.nsr_plan_new() if base is None else lib.nsr_plan_derive(base._plan)
         if pointer == ffi.NULL:
             raise MemoryError
-        self._plan = ffi.gc(pointer, lib.nsr_plan_free)
+        self._plan: Any = ffi.gc(pointer, lib.nsr_plan_free)
+        # what was not changed is still there
+        self._base = base
         # the parser points into the words that it was given
         self._kept: list[Any] = []
 
@@ -477,6 +480,59 @@ class Child:
     def forget(self) -> None:
         """For a forked copy of the process that started it: free, and kill nothing."""
         lib.nsr_child_forget(self._child)
+
+
+class Flow:
+    """``struct nsr_flow``: what goes to a command, and what comes from it.
+
+    Not for two threads at once.
+
+    Arguments:
+        stdin: our end to write ``data`` to, which does not block; -1: none.
+        outputs: our ends to read, at most two; -1: none.
+    """
+
+    FED: int = lib.NSR_FLOW_FED
+
+    def __init__(self, stdin: int, data: bytes, outputs: Sequence[int]) -> None:
+        self._flow = ffi.gc(ffi.new("struct nsr_flow *"), lib.nsr_flow_free)
+        flow = self._flow
+        flow.out[0].fd, flow.out[1].fd = outputs
+        flow.to = stdin
+        if data:
+            self._data = ffi.from_buffer("uint8_t[]", data)
+            flow.data, flow.left = self._data, len(data)
+
+    def serve(self, watch: int, deadline: float | None) -> int:
+        """Feed and collect; :attr:`FED` is among the result once no more is to be written.
+
+        It returns when ``watch`` is readable, at the deadline, when something was read or
+        written, and when a signal came.
+
+        Arguments:
+            deadline: by ``time.monotonic()``.
+
+        Raises:
+            NsrunError: a stream can't be read or written, or memory is short.
+        """
+        until = 0 if deadline is None else max(1, int(deadline * 1e9))
+        ret = int(lib.nsr_flow_serve(self._flow, watch, until))
+        if ret < 0:
+            _check(ret)
+        return ret
+
+    def drain(self) -> None:
+        """Take what is there.
+
+        Raises:
+            NsrunError: as for :meth:`serve`.
+        """
+        _check(lib.nsr_flow_drain(self._flow))
+
+    def output(self, i: int) -> bytes:
+        """What was collected from one of ``outputs``."""
+        out = self._flow.out[i]
+        return bytes(ffi.buffer(out.bytes, out.len)) if out.len else b""
 
 
 class SeccompTest(NamedTuple):

@@ -90,10 +90,30 @@ static int enter_namespaces(struct nsr_ctx *ctx)
 	return 0;
 }
 
-/* The host's /proc, since the new root may have none, or show it read-only. */
+/* Will the sandbox have a /proc of its own in which the second id maps can be written? */
+static int comes_with_proc(const struct nsr_ctx *ctx)
+{
+	const struct nsr_plan *plan = ctx->plan;
+	int found = 0;
+
+	if (!(ctx->facts.unshare & NSR_CLONE_NEWPID) ||
+	    plan->number[NSR_FLAGS] & NSR_DISABLE_USERNS)
+		return 0;
+	for (uint32_t i = 0; i < plan->n_ops; i++) {
+		if (plan->ops[i].type == NSR_OP_REMOUNT_RO)
+			return 0;
+		found |= plan->ops[i].type == NSR_OP_PROC;
+	}
+	return found;
+}
+
+/*
+ * The host's /proc, since the new root may have none, or show it read-only.
+ * Its copy is dear: to give that up, the kernel waits for an RCU grace period.
+ */
 static int hold_proc(struct nsr_ctx *ctx)
 {
-	if (!ctx->facts.second_userns)
+	if (!ctx->facts.second_userns || (ctx->facts.in_place && comes_with_proc(ctx)))
 		return 0;
 	if (ctx->facts.in_place)
 		ctx->proc_fd = nsr_mount_clone(NSR_AT_FDCWD, "/proc", NSR_OP_DEVICES);
@@ -150,7 +170,7 @@ static void close_build_fds(struct nsr_ctx *ctx)
 			SYS1(SYS_close, fds[i]);
 }
 
-static int set_up(struct nsr_ctx *ctx)
+int nsr_set_up(struct nsr_ctx *ctx)
 {
 	close_monitor_fds(ctx);
 	if (enter_namespaces(ctx))
@@ -166,7 +186,9 @@ int nsr_child_main(void *arg)
 {
 	struct nsr_ctx *ctx = arg;
 
-	if (!set_up(ctx)) {
+	if (ctx->reaper_first)
+		nsr_reaper_first(ctx);
+	if (!nsr_set_up(ctx)) {
 		if (ctx->facts.with_reaper)
 			nsr_reaper_become(ctx);
 		else

@@ -175,7 +175,11 @@ static int new_proc(struct nsr_ctx *ctx, const struct nsr_op *op)
 		return nsr_fail(ctx, NSR_STEP_PROC, proc);
 	if (cover_proc(ctx, proc))
 		return -1;
-	SYS1(SYS_close, proc);
+	/* for the second id maps, where nothing else is held for them */
+	if (ctx->facts.second_userns && ctx->proc_fd < 0)
+		ctx->proc_fd = proc;
+	else
+		SYS1(SYS_close, proc);
 	return nsr_mounted(ctx, op, target);
 }
 

@@ -78,6 +78,15 @@ static int wait_process(struct nsr_child *child, int options)
 	return 1;
 }
 
+/* Whoever shares our memory told the time of its exec by that, if not by a record. */
+static void take_exec(struct nsr_child *child)
+{
+	const struct nsr_ctx *ctx = child->shared;
+
+	if (!child->exec_ns)
+		child->exec_ns = __atomic_load_n(&ctx->exec_ns, __ATOMIC_ACQUIRE);
+}
+
 /* Without a reaper, or without a living one, the process itself tells its end. */
 static int read_process(struct nsr_child *child)
 {
@@ -86,6 +95,7 @@ static int read_process(struct nsr_child *child)
 	child->status_fd = child->pidfd;
 	if (poll(&end, 1, 0) != 1 || !wait_process(child, WNOHANG))
 		return 0;
+	take_exec(child);
 	child->exit_ns = now();
 	return 1;
 }
@@ -108,6 +118,7 @@ static int open_told(int pid, int parent)
 static void take_exit(struct nsr_child *child, const struct nsr_plan *plan,
 		      const struct nsr_record *record)
 {
+	take_exec(child);
 	child->exit_status = (int)(record->value & 0xff);
 	child->alone = record->alone && plan->number[NSR_UNSHARE] & NSR_CLONE_NEWPID;
 	child->cpu_ns = record->cpu_ns;
@@ -440,9 +451,10 @@ void nsr_child_close(struct nsr_child *child)
 	 * itself.  The plan itself may be gone: a collector of garbage asks nobody
 	 * which of two goes first.
 	 */
-	if (!ctx->facts.on_host)
+	if (!ctx->facts.on_host && !wait_process(child, WNOHANG)) {
 		SYS4(SYS_pidfd_send_signal, child->pidfd, SIGKILL, 0, 0);
-	wait_process(child, 0);
+		wait_process(child, 0);
+	}
 	wait_memory(&ctx->clear_tid[0]);
 	wait_memory(&ctx->clear_tid[1]);
 	forget(child);

@@ -120,7 +120,8 @@ int nsr_payload_enter(struct nsr_ctx *ctx)
 	SYS1(SYS_umask, ctx->old_umask);
 	if (enter_cwd(ctx))
 		return -1;
-	if (ctx->plan->number[NSR_FLAGS] & NSR_NEW_SESSION) {
+	/* of a reaper that came first it is the session */
+	if (ctx->plan->number[NSR_FLAGS] & NSR_NEW_SESSION && !ctx->reaper_first) {
 		ret = SYS0(SYS_setsid);
 		if (ret < 0)
 			return nsr_fail(ctx, NSR_STEP_SETSID, ret);

@@ -23,6 +23,23 @@ struct nsr_plan *nsr_plan_new(void)
 	return plan;
 }
 
+/* Without room in any array, so that whatever is added goes to a copy of it. */
+struct nsr_plan *nsr_plan_derive(const struct nsr_plan *base)
+{
+	struct nsr_plan *plan = malloc(sizeof(*plan));
+
+	if (!plan)
+		return NULL;
+	*plan = *base;
+	plan->arena = (struct nsr_arena){ .head = NULL };
+	for (int i = 0; i < NSR_LIST_END; i++)
+		plan->list[i].cap = plan->list[i].v ? plan->list[i].n + 1 : 0;
+	plan->cap_ops = plan->n_ops;
+	plan->cap_seccomp = plan->n_seccomp;
+	plan->cap_rlimits = plan->n_rlimits;
+	return plan;
+}
+
 void nsr_plan_free(struct nsr_plan *plan)
 {
 	if (!plan)
@@ -118,9 +135,8 @@ int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which)
 {
 	if ((unsigned int)which >= NSR_LIST_END)
 		return -EINVAL;
-	plan->list[which].n = 0;
-	if (plan->list[which].v)
-		plan->list[which].v[0] = NULL;
+	/* the array may be another plan's: nsr_plan_derive */
+	plan->list[which] = (struct nsr_words){ .v = NULL };
 	return 0;
 }
 

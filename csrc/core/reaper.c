@@ -8,6 +8,9 @@
  * lets the payload go by a pipe; else it is this copy of nsrun and lets it go
  * by a word in their common memory, for which no call is needed that a seccomp
  * filter could deny.
+ *
+ * The program of its own needs nothing of the finished sandbox.  So where it can,
+ * pid 1 execs it at once, and the payload's process makes the sandbox meanwhile.
  */
 #include <fcntl.h>
 #include <sched.h>
@@ -55,7 +58,8 @@ static int payload_main(void *arg)
 		SYS1(SYS_close, ctx->release_w);
 	else
 		wait_for_reaper(ctx);
-	nsr_payload_exec(ctx);
+	if (!ctx->reaper_first || !nsr_set_up(ctx))
+		nsr_payload_exec(ctx);
 	nsr_send_failure(ctx);
 	SYS1(SYS_exit_group, 1);
 	return 1;
@@ -67,9 +71,8 @@ static int close_fds(struct nsr_ctx *ctx)
 	const int keep[] = { ctx->status_w, (int)ctx->plan->number[NSR_SYNC_FD], ctx->release_w,
 			     ctx->life_r, ctx->reaper_fd, ctx->share_vm ? ctx->bpf_fd : -1,
 			     (int)ctx->plan->number[NSR_LIFE_FD] };
-	int ret = nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
 
-	return ret < 0 ? nsr_fail(ctx, NSR_STEP_CLOSE_FDS, ret) : 0;
+	return nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
 }
 
 static int give_up_rights(struct nsr_ctx *ctx)
@@ -90,8 +93,8 @@ static int give_up_rights(struct nsr_ctx *ctx)
 	return ret < 0 ? nsr_fail(ctx, NSR_STEP_REAPER, ret) : nsr_seccomp_load(ctx);
 }
 
-/* The reaper's own program; it replaces this process, memory and all. */
-static int exec_reaper(struct nsr_ctx *ctx, int payload)
+/* The reaper's own program; it replaces this process, memory and all.  -errno. */
+static long exec_reaper(struct nsr_ctx *ctx, int payload)
 {
 	const int values[] = { payload, ctx->status_w, ctx->release_w, ctx->life_r, ctx->bpf_fd,
 			       nsr_owner_flags(ctx->plan),
@@ -101,7 +104,6 @@ static int exec_reaper(struct nsr_ctx *ctx, int payload)
 	const char *const envp[1] = { NULL };
 	const char *argv[N + 2] = { "nsrun-reaper" };
 	char numbers[N][16];
-	long ret;
 
 	for (int i = 0; i < N; i++) {
 		numbers[i][0] = '\0';
@@ -112,8 +114,7 @@ static int exec_reaper(struct nsr_ctx *ctx, int payload)
 		argv[i + 1] = numbers[i];
 	}
 	argv[N + 1] = NULL;
-	ret = SYS5(SYS_execveat, ctx->reaper_fd, "", argv, envp, NSR_AT_EMPTY_PATH);
-	return nsr_fail(ctx, NSR_STEP_REAPER, ret);
+	return SYS5(SYS_execveat, ctx->reaper_fd, "", argv, envp, NSR_AT_EMPTY_PATH);
 }
 
 static int clone_payload(struct nsr_ctx *ctx)
@@ -140,7 +141,7 @@ static int reports_end(const struct nsr_ctx *ctx)
 /* Ends with the sandbox, or with -1 if it could not be finished. */
 int nsr_reaper_become(struct nsr_ctx *ctx)
 {
-	int payload;
+	int payload, ret;
 
 	ctx->reaper_pid = (int)SYS0(SYS_getpid);
 	/* where the caller ignores it, nobody would learn how the payload ended */
@@ -148,13 +149,66 @@ int nsr_reaper_become(struct nsr_ctx *ctx)
 	payload = clone_payload(ctx);
 	if (payload < 0)
 		return nsr_fail(ctx, NSR_STEP_FORK, -errno);
-	if (close_fds(ctx) || lock_files(ctx))
+	ret = close_fds(ctx);
+	if (ret < 0)
+		return nsr_fail(ctx, NSR_STEP_CLOSE_FDS, ret);
+	if (lock_files(ctx))
 		return -1;
 	if (ctx->share_vm)
-		return exec_reaper(ctx, payload);
+		return nsr_fail(ctx, NSR_STEP_REAPER, exec_reaper(ctx, payload));
 	if (give_up_rights(ctx))
 		return -1;
 	__atomic_store_n(&ctx->released, 1, __ATOMIC_RELEASE);
 	SYS1(SYS_exit_group, nsr_reap(payload, reports_end(ctx) ? ctx->status_w : -1));
 	return 0;
+}
+
+/* Not in ctx->failure: the payload's process may have something to say at the same time. */
+static _Noreturn void fail_first(const struct nsr_ctx *ctx, enum nsr_step step, long err)
+{
+	const struct nsr_record record = { .type = NSR_RECORD_FAIL, .step = step,
+					   .err = (int32_t)-err, .op = -1 };
+
+	SYS3(SYS_write, ctx->status_w, &record, sizeof(record));
+	for (;;)
+		SYS1(SYS_exit_group, 1);
+}
+
+/* What the set-up does to a process that becomes the reaper after it. */
+static void prepare_first(struct nsr_ctx *ctx)
+{
+	long ret = SYS5(SYS_prctl, NSR_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+
+	if (ret < 0)
+		fail_first(ctx, NSR_STEP_NO_NEW_PRIVS, ret);
+	/* no directory of the host; the pivot takes "/" along: pivot_root(2) */
+	ret = SYS1(SYS_chdir, "/");
+	if (ret < 0)
+		fail_first(ctx, NSR_STEP_REAPER, ret);
+	if (ctx->plan->number[NSR_FLAGS] & NSR_NEW_SESSION)
+		ret = SYS0(SYS_setsid);
+	if (ret < 0)
+		fail_first(ctx, NSR_STEP_SETSID, ret);
+}
+
+/* Pid 1, from its clone to its exec: the payload's process makes the sandbox. */
+_Noreturn void nsr_reaper_first(struct nsr_ctx *ctx)
+{
+	long ret;
+	int payload;
+
+	ctx->reaper_pid = (int)SYS0(SYS_getpid);
+	nsr_default_action(SIGCHLD);
+	prepare_first(ctx);
+	payload = clone_payload(ctx);
+	if (payload < 0)
+		fail_first(ctx, NSR_STEP_FORK, -errno);
+	ret = close_fds(ctx);
+	if (ret < 0)
+		fail_first(ctx, NSR_STEP_CLOSE_FDS, ret);
+	if (ctx->facts.unshare & NSR_CLONE_NEWUSER)
+		ret = nsr_caps_bound(ctx->facts.caps);
+	if (ret < 0)
+		fail_first(ctx, NSR_STEP_BOUNDING, ret);
+	fail_first(ctx, NSR_STEP_REAPER, exec_reaper(ctx, payload));
 }

@@ -38,6 +38,7 @@ int nsr_send_exec(struct nsr_ctx *ctx)
 {
 	const struct nsr_record record = { .type = NSR_RECORD_EXEC, .op = -1, .value = now() };
 
+	__atomic_store_n(&ctx->exec_ns, record.value, __ATOMIC_RELEASE);
 	return ctx->report_exec ? (int)SYS3(SYS_write, ctx->status_w, &record, sizeof(record)) : 0;
 }
 

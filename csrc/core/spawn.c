@@ -11,10 +11,13 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -61,7 +64,7 @@ static int needs_program(const struct nsr_plan *plan)
 }
 
 /* The reaper's program in a file that nobody can change: memfd_create(2). */
-static int reaper_file(void)
+static int new_reaper_file(void)
 {
 	const int seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 	int fd = memfd_create("nsrun-reaper", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC);
@@ -77,6 +80,54 @@ static int reaper_file(void)
 		return -EIO;
 	}
 	return fd;
+}
+
+/* Which file that is, for whoever may have closed its fd since. */
+struct reaper_file {
+	int fd;
+	dev_t dev;
+	ino_t ino;
+};
+
+/* One file serves all sandboxes of a program, those of its forked copies too. */
+static struct reaper_file *_Atomic reaper_file_made;
+
+static int still_there(const struct reaper_file *file)
+{
+	struct stat now_there;
+
+	return file && !fstat(file->fd, &now_there) && now_there.st_dev == file->dev &&
+	       now_there.st_ino == file->ino;
+}
+
+/* The program's own, not to be closed; or -errno. */
+static int reaper_file(void)
+{
+	struct reaper_file *old = atomic_load(&reaper_file_made);
+	struct reaper_file *made;
+	struct stat there;
+
+	if (still_there(old))
+		return old->fd;
+	made = malloc(sizeof(*made));
+	if (!made)
+		return -ENOMEM;
+	made->fd = new_reaper_file();
+	if (made->fd < 0 || fstat(made->fd, &there)) {
+		int ret = made->fd < 0 ? made->fd : -errno;
+
+		free(made);
+		return ret;
+	}
+	made->dev = there.st_dev;
+	made->ino = there.st_ino;
+	/* another thread was faster: its file does as well; what was lost may be in use, and stays */
+	if (!atomic_compare_exchange_strong(&reaper_file_made, &old, made)) {
+		close(made->fd);
+		free(made);
+		return old->fd;
+	}
+	return made->fd;
 }
 
 static int open_pipe(int *r, int *w)
@@ -172,7 +223,7 @@ static int open_channels(struct nsr_ctx *ctx)
 static void close_child_ends(const struct nsr_ctx *ctx)
 {
 	const int ends[] = { ctx->status_w, ctx->life_r, ctx->release_r, ctx->release_w,
-			     ctx->reaper_fd, ctx->bpf_fd, ctx->park_r, ctx->exec_w,
+			     ctx->bpf_fd, ctx->park_r, ctx->exec_w,
 			     ctx->lifted[0], ctx->lifted[1], ctx->lifted[2] };
 
 	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
@@ -238,6 +289,25 @@ static int64_t own_peak(void)
 	return (int64_t)usage.ru_maxrss * 1024;
 }
 
+/* As an initramfs is, which may be hidden by chroot(2) alone: that would leave pid 1 outside. */
+static int root_may_be_rootfs(void)
+{
+	const long ramfs = 0x858458f6, tmpfs = 0x01021994;
+	struct statfs fs;
+
+	return statfs("/", &fs) || (long)fs.f_type == ramfs || (long)fs.f_type == tmpfs;
+}
+
+/* Pid 1 needs nothing of the finished sandbox, and its clock may start with itself. */
+static int reaper_can_be_first(const struct nsr_ctx *ctx)
+{
+	const struct nsr_plan *plan = ctx->plan;
+
+	return ctx->facts.with_reaper && ctx->facts.unshare & NSR_CLONE_NEWPID &&
+	       !plan->list[NSR_LOCK_FILES].n && !plan->number[NSR_TIMEOUT_MS] &&
+	       plan->number[NSR_BLOCK_FD] == -1 && !root_may_be_rootfs();
+}
+
 static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int stdio[3],
 		 struct nsr_child *child, struct nsr_diag *diag)
 {
@@ -245,7 +315,8 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 
 	if (nsr_prepare(ctx, plan, stdio, diag))
 		return diag->err ? -diag->err : -EINVAL;
-	ctx->share_vm = ctx->report_exec = 1;
+	ctx->share_vm = 1;
+	ctx->report_exec = !!(plan->number[NSR_FLAGS] & NSR_TELL_EXEC);
 	/* a parent-death signal would follow a thread; a reaper can watch a pipe */
 	if (ctx->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT &&
 	    !(ctx->plan->number[NSR_FLAGS] & NSR_AS_PID_1))
@@ -259,6 +330,7 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 		ret = open_reaper(ctx);
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't open the channels to the sandbox");
+	ctx->reaper_first = reaper_can_be_first(ctx);
 	child->floor_rss = own_peak();
 	child->start_ns = now();
 	ret = clone_shared(ctx, &child->pidfd);

@@ -106,7 +106,7 @@ struct nsr_cold {
 	char mountinfo[1 << 20];    /* the host's mount points, for legacy_mounts */
 	uint8_t copy[16384];        /* scratch for data */
 	/* an overflow of these would run into the scratch above, not into state */
-	_Alignas(16) char payload_stack[16384];
+	_Alignas(16) char payload_stack[32768]; /* it may build the sandbox first */
 	_Alignas(16) char child_stack[32768];
 };
 
@@ -172,9 +172,11 @@ struct nsr_ctx {
 	size_t mountinfo_len;
 	int old_umask;
 	int reaper_pid;             /* as the payload sees it; 0: it has no reaper */
+	int reaper_first;           /* pid 1 execs it while the payload's process sets up */
 	int released;               /* the reaper has given up what it must not keep */
 	uint64_t sigmask;           /* of the payload */
 	int report_exec;            /* send NSR_RECORD_EXEC */
+	int64_t exec_ns;            /* when it would be sent; read by who shares the memory */
 	int payload;                /* its pid, as its parent sees it */
 	int exec_seen;              /* ... and it came */
 	uint32_t clear_tid[2];      /* futexes that end with the children's memory */
@@ -327,6 +329,7 @@ void nsr_default_action(int signal_number);
 
 /* reaper.c; child */
 int nsr_reaper_become(struct nsr_ctx *ctx);
+_Noreturn void nsr_reaper_first(struct nsr_ctx *ctx);
 
 /* pidfd.c */
 /* The parent of a process, -1: it is gone. */
@@ -335,6 +338,8 @@ int nsr_pidfd_wait(int pidfd);
 
 /* child.c: the first process of the sandbox, from clone to exec; child */
 int nsr_child_main(void *ctx);
+/* Namespaces, mounts, rights, directory. */
+int nsr_set_up(struct nsr_ctx *ctx);
 
 /*
  * monitor.c: the command line's other half.  Exit status of the payload, or -1

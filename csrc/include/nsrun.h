@@ -74,7 +74,7 @@ enum nsr_plan_flag {
 	NSR_DEFAULT_SIGNALS = 1 << 11, /* SIGPIPE, SIGXFSZ back to their defaults */
 	NSR_TERMINAL = 1 << 12,     /* stdin is the payload's controlling terminal */
 	NSR_PARKED = 1 << 13,       /* the command comes later, see nsr_child_hand */
-	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted */
+	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted, and exec_ns before the end */
 	NSR_LANDLOCK = 1 << 15,     /* a second wall around what the mounts allow */
 	NSR_ON_HOST = 1 << 16,      /* no namespaces: the host backend */
 	NSR_UNCONFINED = 1 << 17,   /* ... and no Landlock either */
@@ -160,6 +160,8 @@ struct nsr_plan;
 
 struct nsr_plan *nsr_plan_new(void);
 void nsr_plan_free(struct nsr_plan *plan);
+/* A copy that has what it does not change in common with the other, which has to outlive it. */
+struct nsr_plan *nsr_plan_derive(const struct nsr_plan *base);
 
 /* All of these copy what they are given; -ENOMEM or -EINVAL on failure. */
 int nsr_plan_set_number(struct nsr_plan *plan, enum nsr_number which, int64_t value);
@@ -283,6 +285,38 @@ int nsr_child_try_close(struct nsr_child *child);
 
 /* For a forked copy of the process that started it: free, but kill nothing. */
 void nsr_child_forget(struct nsr_child *child);
+
+/* One stream of a command's, as far as it was read. */
+struct nsr_output {
+	int fd;                     /* -1: there is none, or it is at its end */
+	uint8_t *bytes;
+	uint64_t len;
+	uint64_t room;
+};
+
+/* What goes to a command and what comes from it.  The fds stay the caller's to close. */
+struct nsr_flow {
+	int to;                     /* must not block; -1: none */
+	const uint8_t *data;        /* what is still to be written to it */
+	uint64_t left;
+	struct nsr_output out[2];
+};
+
+enum {
+	NSR_FLOW_WATCHED = 1,       /* the watched fd has something */
+	NSR_FLOW_FED = 2,           /* all is written, or nobody reads it any more */
+};
+
+/*
+ * Feed and collect until something of the above is so; the result is those, or-ed.
+ * 0: not yet, but something was read or written, a signal came, or the time of
+ * CLOCK_MONOTONIC was reached (0: no end).  -errno.
+ */
+int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns);
+/* Take what is there; 0 or -errno. */
+int nsr_flow_drain(struct nsr_flow *flow);
+/* Free what was collected. */
+void nsr_flow_free(struct nsr_flow *flow);
 
 /*
  * The built-in seccomp profiles.  Their filters are deny-lists: what they do

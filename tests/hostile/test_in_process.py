@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import pytest
 
+from cowork_nsrun import Sandbox, popen
+
 Lack = Callable[[str], NoReturn]
 
 #: what a payload can try at once, by the kernel's own checks for each door
@@ -30,6 +32,7 @@ sys.stdout.write(result.check().stdout)
 #: calls of pid 1 from the end of its set-up until the payload may run
 STEPS = ("clone", "execveat", "prctl", "capset", "rt_sigaction", "rt_sigprocmask", "write", "wait4")
 HOLD_MICROSECONDS = 20_000
+ROUNDS = 30
 
 
 def spawned(prefix: list[str], uid: int) -> str:
@@ -72,3 +75,30 @@ def test_control_the_wrong_order_opens_them(tmp_path: Path, lack: Lack) -> None:
     )
     assert ran.returncode == 0
     assert "open mem\n" in ran.stdout
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+@pytest.mark.parametrize("new_session", [False, True])
+def test_pid_1_stands_where_the_payload_does(new_session: bool) -> None:
+    """It is exec'd while the sandbox is made, and nothing of the host's is left to it."""
+    spec = Sandbox.minimal().replace(new_session=new_session)
+    host = identity("/")
+    for _ in range(ROUNDS):
+        with popen(["sleep", "1000"], spec) as process:
+            pid_1 = parent_of(process.pid)
+            root = identity(f"/proc/{process.pid}/root")
+            assert root != host
+            assert identity(f"/proc/{pid_1}/root") == root
+            assert identity(f"/proc/{pid_1}/cwd") == root
+            # the leader is pid 1, as when it made the sandbox itself
+            assert (os.getsid(process.pid) == pid_1) == new_session
+            assert len(os.listdir(f"/proc/{pid_1}/task")) == 1
+            assert os.readlink(f"/proc/{pid_1}/exe").startswith("/memfd:nsrun-reaper")

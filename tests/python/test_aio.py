@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from leftovers import census, processes_with
+from leftovers import census, processes_with, wait_until_gone
 
 from cowork_nsrun import (
     PIPE,
@@ -141,11 +141,14 @@ def test_timeouts(as_user: AsUser, marker: str) -> None:
             async with await aio.popen(["sleep", marker], spec, timeout=0.2) as process:
                 await process.wait()
                 endings.append(process.result().ending)
+            if Namespace.PID in spec.unshare:
+                assert processes_with(marker) == []
         return caught.value.stdout, endings[0], endings[1]
 
     late = Ending.TIMED_OUT
     assert as_user(lambda: go(work())) == (b"early\n", late, late)
-    assert processes_with(marker) == []
+    # without a pid namespace the command dies of its reaper's death, which alone is waited for
+    wait_until_gone(marker)
 
 
 def test_end_in_time_is_no_timeout() -> None:
