@@ -249,7 +249,10 @@ class Handle:
 
     def _only_kernels(self) -> bool:
         """Nothing of the user's is left: the namespaces' end is the kernel's business."""
-        return self._child.alone and self._enforcement.cgroup is None and self.backend == IN_PROCESS
+        held = self._enforcement
+        # a network's devices are removed by an event loop of pyroute2's own
+        light = held.cgroup is None and held.link is None
+        return self._child.alone and light and self.backend == IN_PROCESS
 
     def advance(self) -> bool:
         """Take what there is, without blocking; True once the command has ended."""

@@ -20,7 +20,8 @@ MINIMAL = Sandbox.minimal()
 # each line of input has an answer; "exit N" ends it so, and its output, which no child holds open
 SHELL = (
     "trap 'exit 42' TERM; trap '' HUP; while read word n; do "
-    'case "$word" in exit) exit "$n";; say) echo "$n";; child) sleep 1000 > /dev/null & echo made;; esac; '
+    'case "$word" in exit) exit "$n";; say) echo "$n";; '
+    "child) sleep 1000 > /dev/null & echo made;; esac; "
     "done; exit 9"
 )
 KEPT = 4  # processes at one time
