@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -507,7 +508,7 @@ class Flow:
         """Feed and collect; :attr:`FED` is among the result once no more is to be written.
 
         It returns when ``watch`` is readable, at the deadline, when something was read or
-        written, and when a signal came.
+        written, when a signal came, and after a twentieth of a second.
 
         Arguments:
             deadline: by ``time.monotonic()``.
@@ -515,7 +516,9 @@ class Flow:
         Raises:
             NsrunError: a stream can't be read or written, or memory is short.
         """
-        until = 0 if deadline is None else max(1, int(deadline * 1e9))
+        # a signal that came before the call would not end it: Python's handlers have their turn
+        soon = time.monotonic() + 0.05
+        until = max(1, int((soon if deadline is None else min(soon, deadline)) * 1e9))
         ret = int(lib.nsr_flow_serve(self._flow, watch, until))
         if ret < 0:
             _check(ret)
