@@ -181,7 +181,11 @@ def test_memory_is_limited(cgroups: Cgroups, lack: Lack) -> None:
 
 def test_memory_of_many_counts_together(cgroups: Cgroups, lack: Lack) -> None:
     need(cgroups, lack, "memory")
-    script = "import os; p = os.fork(); a = bytearray(40 << 20); p and os.wait(); print('alive')"
+    # neither gives its memory back before the other has its own
+    script = (
+        "import os; r, w = os.pipe(); p = os.fork(); p or os.close(w); a = bytearray(40 << 20); "
+        "p and os.close(w); p or os.read(r, 1); p and os.wait(); print('alive')"
+    )
     with cgroups.open(memory=64 * MIB) as cgroup:
         python(cgroup, script).communicate()
         assert cgroup.usage().oom_kills
