@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
-from cowork_nsrun import aio
-from cowork_nsrun.cowork.backends import Command, Running, Start
+from cowork_nsrun.cowork.backends import Command, Start
 from cowork_nsrun.cowork.layout import Layout
 from cowork_nsrun.cowork.log import log
-from cowork_nsrun.cowork.namespaces import Sandboxed
+from cowork_nsrun.cowork.namespaces import start_sandboxed
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.spec import Bind, BindFd, Dev, Operation, Proc, Sandbox
-from cowork_nsrun.streams import PIPE
 
 # What programs read of the system; the home is not among it.
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc", "/nix/store", "/run/current-system")
@@ -65,7 +63,9 @@ class HostBackend:
                     seccomp_profile="nesting",
                     private_tmp=True,
                 )
-            return partial(_start, command, spec, dict(command.environment), stack.pop_all())
+            return partial(
+                start_sandboxed, command, spec, dict(command.environment), stack.pop_all()
+            )
 
 
 def _operations(layout: Layout, stack: ExitStack) -> Iterator[Operation]:
@@ -87,20 +87,3 @@ def _operations(layout: Layout, stack: ExitStack) -> Iterator[Operation]:
         stack.callback(os.close, fd)
         # what was opened is what was checked: the core compares it with what is there
         yield BindFd(fd, os.readlink(f"/proc/self/fd/{fd}"), folder.read_only)
-
-
-async def _start(
-    command: Command, spec: Sandbox, env: Mapping[str, str], opened: ExitStack
-) -> Running:
-    with opened:
-        return Sandboxed(
-            await aio.popen(
-                command.argv,
-                spec,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
-                env=env,
-                within=command.group,
-            )
-        )

@@ -78,12 +78,13 @@ class NamespaceBackend:
                 egress = Egress(allow=_usable(command.domains))
                 spec = spec.replace(egress=egress, unshare=spec.unshare | {Namespace.NET})
                 env |= proxy_environment()
-            return partial(_start, command, spec, env, stack.pop_all())
+            return partial(start_sandboxed, command, spec, env, stack.pop_all())
 
 
-async def _start(
+async def start_sandboxed(
     command: Command, spec: Sandbox, env: Mapping[str, str], opened: ExitStack
 ) -> Running:
+    """Start a command by its spec, and let go of what was opened for it."""
     with opened:
         return Sandboxed(
             await aio.popen(
