@@ -24,9 +24,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
-from typing import Self
 
+from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.janitor import Janitor
 from cowork_nsrun.places import Hierarchy, Missing, Place, Places, read_words
@@ -453,7 +452,7 @@ def _find_program() -> str:
 # --- what others use ------------------------------------------------------------------------
 
 
-class Cgroup:
+class Cgroup(Closing):
     """One new cgroup, or several of one name where v1 has a hierarchy for each limit.
 
     Made by :meth:`Cgroups.open`.  Any thread may use it.  In a fork of the process that opened
@@ -557,19 +556,8 @@ class Cgroup:
             errno=errno.EBUSY,
         )
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Group:
+class Group(Closing):
     """A cgroup that holds limits for several sandboxes together; their own lie below it.
 
     Made by :meth:`Cgroups.group`.  Any thread may use it, but no fork of the process.  The
@@ -623,19 +611,8 @@ class Group:
         """
         self._cgroup.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Cgroups:
+class Cgroups(Closing):
     """Makes cgroups.  One for a whole process is enough, and any thread may use it.
 
     What there is, is looked for when this is made.  The first cgroup also removes what owners
@@ -854,17 +831,6 @@ class Cgroups:
         owner.close()
         if problem is not None:
             raise problem
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _checked(memory: int | None, pids: int | None, cpu: float | None) -> dict[str, float]:

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 from cowork_nsrun._native import PlanFlag
+from cowork_nsrun.closing import Closing
 from cowork_nsrun.enforce import enforce
 from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.handle import Handle, start
@@ -238,7 +238,7 @@ class _Store:
             self._thread.join()
 
 
-class Pool:
+class Pool(Closing):
     """Sandboxes of one spec that wait for their command; each is used once.
 
     A parked sandbox is a small program in its finished namespaces, and in its own cgroup
@@ -441,17 +441,6 @@ class Pool:
     def close(self) -> None:
         """End the sandboxes that wait; those that run a command are not the pool's any more."""
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _check_spec(spec: Sandbox) -> None:

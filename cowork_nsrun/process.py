@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, overload
 
 from cowork_nsrun._native import Number, PlanFlag
+from cowork_nsrun.closing import Closing
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, SIGNALS, Ending, Handle, Usage, start
@@ -118,7 +118,7 @@ def _as_text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
 
 
-class Process(Generic[Output]):
+class Process(Closing, Generic[Output]):
     """A command that runs in a sandbox; the counterpart of :class:`subprocess.Popen`.
 
     As a context manager it ends the sandbox on leaving, if the command has not ended
@@ -380,17 +380,6 @@ class Process(Generic[Output]):
                     # what is still buffered for a command that has ended
                     with suppress(BrokenPipeError):
                         file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)

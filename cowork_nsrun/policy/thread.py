@@ -10,9 +10,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from types import TracebackType
-from typing import Self
 
+from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.policy.decisions import Counters, EgressLimits
 from cowork_nsrun.policy.dial import Resolver, Upstream
@@ -23,7 +22,7 @@ from cowork_nsrun.policy.rules import EgressRules
 Started = Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]]
 
 
-class EgressThread:
+class EgressThread(Closing):
     """Serve one sandbox from a thread; a context manager.
 
     It serves from the moment it is made until :meth:`close`.  The thread is a daemon: a program
@@ -122,14 +121,3 @@ class EgressThread:
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
         self._undo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

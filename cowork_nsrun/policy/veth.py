@@ -16,9 +16,9 @@ import os
 import secrets
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, ip_network
-from types import TracebackType
 from typing import Any, Self
 
+from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError, SpecError
 
 try:
@@ -36,7 +36,7 @@ PREFIX = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Veth:
+class Veth(Closing):
     """A pair of devices; a context manager, which removes both.
 
     Attributes:
@@ -98,17 +98,6 @@ class Veth:
         except NetlinkError as error:
             if error.code != errno.ENODEV:
                 raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _failed(error: Any) -> NsrunError:
