@@ -349,8 +349,11 @@ class Child:
     """
 
     def __init__(self) -> None:
-        # a finalizer in Python can be interrupted, this one not; first, as it needs the plan
-        self._child = ffi.gc(ffi.new("struct nsr_child *"), lib.nsr_child_close)
+        # The memory is held apart from its finalizer: that one may run first in a cycle, and
+        # takes the memory that it alone holds along.
+        self._child = ffi.new("struct nsr_child *")
+        # a finalizer in Python can be interrupted, this one not
+        self._closes = ffi.gc(self._child, lib.nsr_child_close)
         self._diag = ffi.new("struct nsr_diag *")
         self._plan: Plan | None = None
 
@@ -496,7 +499,9 @@ class Flow:
     FED: int = lib.NSR_FLOW_FED
 
     def __init__(self, stdin: int, data: bytes, outputs: Sequence[int]) -> None:
-        self._flow = ffi.gc(ffi.new("struct nsr_flow *"), lib.nsr_flow_free)
+        # held apart, as the memory of a child is
+        self._flow = ffi.new("struct nsr_flow *")
+        self._frees = ffi.gc(self._flow, lib.nsr_flow_free)
         flow = self._flow
         flow.out[0].fd, flow.out[1].fd = outputs
         flow.to = stdin

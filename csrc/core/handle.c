@@ -115,12 +115,13 @@ static int open_told(int pid, int parent)
 	return fd;
 }
 
-static void take_exit(struct nsr_child *child, const struct nsr_plan *plan,
+/* The plan may be gone by then, as it may be when a child is closed. */
+static void take_exit(struct nsr_child *child, const struct nsr_ctx *ctx,
 		      const struct nsr_record *record)
 {
 	take_exec(child);
 	child->exit_status = (int)(record->value & 0xff);
-	child->alone = record->alone && plan->number[NSR_UNSHARE] & NSR_CLONE_NEWPID;
+	child->alone = record->alone && ctx->facts.unshare & NSR_CLONE_NEWPID;
 	child->cpu_ns = record->cpu_ns;
 	take_peak(child, record->peak_rss);
 	child->exit_ns = now();
@@ -144,10 +145,10 @@ static int take(struct nsr_child *child, struct nsr_ctx *ctx, struct nsr_record 
 	case NSR_RECORD_TIMEOUT:
 		child->timed_out = 1;
 		record->value = NSR_EXIT_KILLED;
-		take_exit(child, ctx->plan, record);
+		take_exit(child, ctx, record);
 		return 1;
 	case NSR_RECORD_EXIT:
-		take_exit(child, ctx->plan, record);
+		take_exit(child, ctx, record);
 		return 1;
 	case NSR_RECORD_DIAG:
 		nsr_diag_set(diag, "%s", ctx->cold->text);
@@ -165,7 +166,8 @@ int nsr_child_read(struct nsr_child *child, struct nsr_diag *diag)
 	int saved_errno = errno;
 	int ret = 0;
 
-	if (child->exit_ns)
+	/* closed: whoever collects garbage may do that before the last one looks */
+	if (child->exit_ns || !ctx)
 		return 1;
 	while (!ret) {
 		struct nsr_record record = { .pid = 0 };
@@ -382,7 +384,7 @@ int nsr_child_hand(struct nsr_child *child, const struct nsr_plan *command, cons
 		   struct nsr_diag *diag)
 {
 	struct nsr_ctx *ctx = child->shared;
-	struct packet packet = { .bytes = ctx->cold->mountinfo };
+	struct packet packet = { .bytes = NULL };
 	long ret;
 
 	_Static_assert(NSR_HAND_MAX <= sizeof(ctx->cold->mountinfo), "the packet's place");
@@ -390,6 +392,7 @@ int nsr_child_hand(struct nsr_child *child, const struct nsr_plan *command, cons
 		return nsr_diag_errno(diag, EINVAL, "The sandbox waits for no command");
 	if (!nsr_sources_fresh(ctx))
 		return nsr_diag_errno(diag, ESTALE, "A source is not what it was");
+	packet.bytes = ctx->cold->mountinfo;
 	ret = make_packet(ctx, command, &packet, diag);
 	if (ret)
 		return (int)ret;

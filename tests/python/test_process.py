@@ -395,6 +395,26 @@ def test_dropped_process_is_killed_and_told_of(marker: str) -> None:
     assert census() == before
 
 
+def test_the_core_s_part_may_be_finalized_first(marker: str) -> None:
+    """A collector of garbage asks nobody which of several objects in a cycle goes first."""
+    script = f"""
+from cowork_nsrun import Sandbox, popen
+process = popen(["sleep", "{marker}"], Sandbox.minimal())
+process._handle._child.close()
+print(process.poll(), process)
+process.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{128 + signal.SIGKILL} ")
+
+
 def test_dropped_in_a_cycle_and_at_the_interpreter_s_end(marker: str) -> None:
     """Finalizers run where they run: also in threads that hold our own locks."""
     script = f"""
