@@ -31,14 +31,14 @@ int main(int argc, char **argv)
 Lack = Callable[[str], NoReturn]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def as_root(lack: Lack) -> None:
     if os.geteuid() != 0:
         lack("remedies: it takes root to break the bed")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, open_directory: Path) -> Path:
+def home(as_root: None, open_directory: Path) -> Path:
     """A user who may sudo without a password."""
     made = open_directory / NAME
     made.mkdir(exist_ok=True)
