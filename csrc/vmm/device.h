@@ -10,6 +10,8 @@
 #ifndef VMM_DEVICE_H
 #define VMM_DEVICE_H
 
+#include <pthread.h>
+
 #include "virtqueue.h"
 
 enum {
@@ -52,5 +54,7 @@ void vmm_device_broken(struct vmm_device *device, const char *why);
 
 void vmm_lock(void);
 void vmm_unlock(void);
+/* The lock itself, for a condition to wait with. */
+pthread_mutex_t *vmm_lock_mutex(void);
 
 #endif

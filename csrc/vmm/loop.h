@@ -21,4 +21,9 @@ void vmm_loop_remove(struct vmm_loop *loop, struct vmm_event *event);
 /* Run fn(arg) once on the device thread, locked, soon; from any thread. 0 or -ENOMEM. */
 int vmm_loop_call(struct vmm_loop *loop, void (*fn)(void *arg), void *arg);
 
+/* NULL and errno when there is no memory or descriptor for it. */
+struct vmm_loop *vmm_loop_new(void);
+/* Wait for events and bring them to their ready(), for ever; -errno when that fails. */
+int vmm_loop_run(struct vmm_loop *loop);
+
 #endif

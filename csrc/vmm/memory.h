@@ -5,6 +5,9 @@
 
 #include <stdint.h>
 
+#define VMM_LOW_END 0xc0000000ULL  /* devices are between here and 4 GiB */
+#define VMM_HIGH_BASE 0x100000000ULL
+
 /* One stretch of guest-physical addresses. */
 struct vmm_region {
 	uint64_t base;
@@ -23,5 +26,8 @@ struct vmm_memory {
  * The guest may write there at any time: copy what is to be checked, then check the copy.
  */
 void *vmm_memory_at(const struct vmm_memory *memory, uint64_t gpa, uint64_t len);
+
+/* Reserve that much for a guest, at addresses from 0 up; 0 or -errno. */
+int vmm_memory_make(struct vmm_memory *memory, uint64_t bytes);
 
 #endif

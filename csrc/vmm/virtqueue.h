@@ -53,4 +53,9 @@ void vmm_queue_enable_kicks(struct vmm_queue *queue, bool enable);
 size_t vmm_chain_read(const struct vmm_chain *chain, uint64_t offset, void *data, size_t len);
 size_t vmm_chain_write(const struct vmm_chain *chain, uint64_t offset, const void *data, size_t len);
 
+/* The transport's: whether the driver's size and addresses can be used, then it is ready. */
+bool vmm_queue_start(struct vmm_queue *queue);
+/* Forget all but what the device offers. */
+void vmm_queue_reset(struct vmm_queue *queue);
+
 #endif
