@@ -82,6 +82,12 @@ static void notify(struct vmm_device *device, uint32_t queue)
 		turn(vsock);
 }
 
+/* What was put into the queues before it is not kicked for again. */
+static void start(struct vmm_device *device)
+{
+	turn(vsock_of(device));
+}
+
 static void reset(struct vmm_device *device)
 {
 	struct vmm_vsock *vsock = vsock_of(device);
@@ -98,6 +104,7 @@ static const struct vmm_device_ops ops = {
 	.features = FEATURE_STREAM,
 	.config_size = sizeof(uint64_t),
 	.config_read = config_read,
+	.start = start,
 	.notify = notify,
 	.reset = reset,
 };

@@ -36,4 +36,7 @@ void vmm_vsock_unlisten(struct vmm_device *device, uint32_t port);
 /* After a restore: end all streams, and tell the driver that they are gone. */
 void vmm_vsock_transport_reset(struct vmm_device *device);
 
+/* vsock_control.c: such a device, joined to the control socket; fails only by vmm_fail. */
+struct vmm_device *vmm_vsock_controlled(struct vmm_loop *loop, uint64_t cid);
+
 #endif
