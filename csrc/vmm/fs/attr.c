@@ -348,11 +348,11 @@ static int sync_export(struct fs_server *server, const struct fs_export *export)
 
 int fs_op_syncfs(struct fs_call *call)
 {
-	struct fs_view *view = &call->server->view;
+	uint32_t n = atomic_load(&call->server->n_exports);
 	int err = 0, one;
 
-	for (uint32_t i = 0; i < view->n_exports; i++) {
-		one = sync_export(call->server, &view->exports[i]);
+	for (uint32_t i = 0; i < n; i++) {
+		one = sync_export(call->server, call->server->exports[i]);
 		err = err ? err : one;
 	}
 	return err;

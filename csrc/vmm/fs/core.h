@@ -73,7 +73,10 @@ struct fs_handle {
 };
 
 struct fs_server {
-	struct fs_view view;
+	struct fs_view *views;
+	pthread_mutex_t adding;         /* views */
+	struct fs_export *exports[FS_VIEW_EXPORTS]; /* of all views; they only become more */
+	_Atomic uint32_t n_exports;
 	int proc;                       /* /proc/self/fd */
 	bool is_root;
 	uint64_t devtmpfs;
@@ -169,9 +172,9 @@ struct fs_handle *fs_handle_get(struct fs_server *server, const struct fs_node *
 void fs_handle_put(struct fs_server *server, struct fs_handle *handle);
 /* As put, and the client is done with it. */
 void fs_handle_release(struct fs_server *server, struct fs_handle *handle);
-/* One more fd for the client's sake; false: it has enough. */
-bool fs_fd_allowed(struct fs_server *server);
-void fs_fd_returned(struct fs_server *server);
+/* So many fds more for the client's sake; false: it has enough. */
+bool fs_fds_allowed(struct fs_server *server, uint32_t n);
+void fs_fds_returned(struct fs_server *server, uint32_t n);
 /* Open what the O_PATH fd is: a regular file or a directory, else -ENXIO. */
 int fs_reopen(struct fs_server *server, int fd, uint32_t type, int flags);
 
@@ -187,8 +190,8 @@ struct fs_found {
 int fs_look(struct fs_server *server, struct fs_node *parent, const char *name,
 	    struct fs_found *found);
 /* Where something new of this name would be; 0, or why it may not be made, as a directory or not. */
-int fs_may_make(struct fs_server *server, const struct fs_node *parent, const char *name,
-		bool as_directory, struct fs_where *where);
+int fs_may_make(const struct fs_node *parent, const char *name, bool as_directory,
+		struct fs_where *where);
 /* Whether the name, and what is there now, may be removed or moved. */
 int fs_may_unmake(struct fs_server *server, struct fs_node *parent, const char *name,
 		  struct fs_found *found);

@@ -60,7 +60,7 @@ int fs_op_readlink(struct fs_call *call)
 static int make_at(struct fs_call *call, const char *name, bool as_directory)
 {
 	struct fs_where where;
-	int err = fs_may_make(call->server, call->node, name, as_directory, &where);
+	int err = fs_may_make(call->node, name, as_directory, &where);
 
 	return err ? err : fs_directory_fd(call->server, call->node);
 }
@@ -181,7 +181,7 @@ static int may_move(struct fs_call *call, struct move *move)
 	int err = fs_may_unmake(server, call->node, move->old, &move->moved);
 
 	if (!err)
-		err = fs_may_make(server, move->to, move->new, false, &where);
+		err = fs_may_make(move->to, move->new, false, &where);
 	if (err)
 		return err;
 	if (!fs_same_rule(&call->node->where, &move->to->where) ||

@@ -123,7 +123,7 @@ static int create(struct fs_call *call, const char *name, const struct fuse_crea
 {
 	const int exclusive = O_CREAT | O_EXCL | O_CLOEXEC;
 	struct fs_where where;
-	int err = fs_may_make(call->server, call->node, name, false, &where);
+	int err = fs_may_make(call->node, name, false, &where);
 	int dir = err ? err : fs_directory_fd(call->server, call->node), fd;
 
 	if (dir < 0)

@@ -30,35 +30,36 @@ int fs_handles_init(struct fs_server *server)
 	return 0;
 }
 
-static bool allow(struct fs_server *server)
+/* Called with the lock. */
+static bool allow(struct fs_server *server, uint32_t n)
 {
-	if (server->n_opened >= server->max_handles)
+	if (n > server->max_handles - server->n_opened)
 		return false;
-	server->n_opened++;
+	server->n_opened += n;
 	return true;
 }
 
-bool fs_fd_allowed(struct fs_server *server)
+bool fs_fds_allowed(struct fs_server *server, uint32_t n)
 {
 	bool allowed;
 
 	pthread_mutex_lock(&server->lock);
-	allowed = allow(server);
+	allowed = allow(server, n);
 	pthread_mutex_unlock(&server->lock);
 	return allowed;
 }
 
-void fs_fd_returned(struct fs_server *server)
+void fs_fds_returned(struct fs_server *server, uint32_t n)
 {
 	pthread_mutex_lock(&server->lock);
-	server->n_opened--;
+	server->n_opened -= n;
 	pthread_mutex_unlock(&server->lock);
 }
 
 /* Called with the lock. */
 static int enter(struct fs_server *server, struct fs_handle *handle)
 {
-	if (!server->n_free_slots || !allow(server))
+	if (!server->n_free_slots || !allow(server, 1))
 		return -ENFILE;
 	handle->slot = server->free_slots[--server->n_free_slots];
 	handle->id = server->next_handle++ << SLOT_BITS | handle->slot;

@@ -130,7 +130,7 @@ static int make(struct fs_server *server, struct fs_node *node, uint64_t owner,
 
 	if (!lock)
 		return -ENOMEM;
-	if (!fs_fd_allowed(server)) {
+	if (!fs_fds_allowed(server, 1)) {
 		free(lock);
 		return -ENOLCK;
 	}
@@ -140,7 +140,7 @@ static int make(struct fs_server *server, struct fs_node *node, uint64_t owner,
 	if (lock->fd < 0) {
 		int err = lock->fd;
 
-		fs_fd_returned(server);
+		fs_fds_returned(server, 1);
 		free(lock);
 		return err;
 	}

@@ -11,11 +11,11 @@
 #include "core.h"
 
 /* What a name alone says. */
-static void where_by_name(struct fs_server *server, const struct fs_where *parent,
-			  const char *name, struct fs_where *where)
+static void where_by_name(const struct fs_where *parent, const char *name,
+			  struct fs_where *where)
 {
 	*where = *parent;
-	where->place = parent->place ? fs_view_child(&server->view, parent->place, name) : NULL;
+	where->place = parent->place ? fs_view_child(parent->place, name) : NULL;
 	if (!where->place)
 		return;
 	where->rule = where->place->rule;
@@ -70,16 +70,15 @@ static int cross(struct fs_server *server, int fd, const char *name, struct fs_f
 
 static int look_export(struct fs_server *server, const char *name, struct fs_found *found)
 {
-	struct fs_view *view = &server->view;
 	struct fs_export *export;
 	char *end;
 	unsigned long number = strtoul(name, &end, 10);
 	char again[24];
 
 	snprintf(again, sizeof(again), "%lu", number);
-	if (number >= view->n_exports || strcmp(again, name))
+	if (number >= atomic_load(&server->n_exports) || strcmp(again, name))
 		return -ENOENT;
-	export = &view->exports[number];
+	export = server->exports[number];
 	found->is = export->root->is;
 	found->where = (struct fs_where){ .export = export, .place = export->root,
 					  .rule = export->root,
@@ -106,7 +105,7 @@ int fs_look(struct fs_server *server, struct fs_node *parent, const char *name,
 	fd = fs_directory_fd(server, parent);
 	if (fd < 0)
 		return fd;
-	where_by_name(server, &parent->where, name, &found->where);
+	where_by_name(&parent->where, name, &found->where);
 	/* below a hidden directory only the way to what is shown */
 	if (parent->where.access == FS_HIDDEN && !(found->where.place && found->where.place->shows))
 		return -ENOENT;
@@ -127,14 +126,14 @@ int fs_may_write(const struct fs_node *node)
 	return node->where.access == FS_HIDDEN ? -EACCES : 0;
 }
 
-int fs_may_make(struct fs_server *server, const struct fs_node *parent, const char *name,
-		bool as_directory, struct fs_where *where)
+int fs_may_make(const struct fs_node *parent, const char *name, bool as_directory,
+		struct fs_where *where)
 {
 	int err = fs_may_write(parent);
 
 	if (err)
 		return err;
-	where_by_name(server, &parent->where, name, where);
+	where_by_name(&parent->where, name, where);
 	if (!where->place)
 		return 0;
 	if (where->access != FS_WRITABLE)

@@ -153,7 +153,7 @@ static const char *made_name(struct fs_call *call, uint64_t n, char number[24])
 
 	if (call->node == call->server->root) {
 		snprintf(number, 24, "%llu", (unsigned long long)n);
-		return n < call->server->view.n_exports ? number : NULL;
+		return n < atomic_load(&call->server->n_exports) ? number : NULL;
 	}
 	for (place = where->place ? where->place->children : NULL; place; place = place->sibling) {
 		if (place->shows && place->there && !n--)

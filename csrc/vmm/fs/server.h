@@ -16,13 +16,19 @@
 struct fs_server;
 
 /*
- * The view's bytes are copied.  NULL: error says what is wrong, in one line.
+ * Without bytes there are no exports yet.  NULL: error says what is wrong, in one line.
  * To be called in the process that serves, with /proc mounted; later /proc may
  * be out of reach.  Sets the process's umask to 0, since clients apply their
  * own, and ignores SIGXFSZ.
  */
 struct fs_server *fs_server_new(const void *view, size_t len, char *error, size_t n);
 void fs_server_free(struct fs_server *server);
+
+/*
+ * More exports, behind those that are there; any thread, while requests are
+ * served.  The index of the first new one, or -1 with error set and nothing added.
+ */
+int fs_server_add(struct fs_server *server, const void *view, size_t len, char *error, size_t n);
 
 /*
  * Serve one request.  Any thread, several at once.

@@ -22,8 +22,10 @@
 enum {
 	LEAST_NODE_FDS = 16,
 	MOST_NODE_FDS = 4096,
-	OTHER_FDS = 48,                 /* of the process, and those of a call at work */
-	LEAST_FDS = OTHER_FDS + 3 * LEAST_NODE_FDS,
+	/* of the process, such as its guest's streams, and those of a call at work */
+	LEAST_OTHER_FDS = 48,
+	MOST_OTHER_FDS = 1280,
+	LEAST_FDS = LEAST_OTHER_FDS + 4 * LEAST_NODE_FDS,
 };
 
 /* A client is gone, or a new one comes without having said so. */
@@ -74,16 +76,19 @@ int fs_session_end(struct fs_call *call)
 static int set_limits(struct fs_server *server)
 {
 	struct rlimit limit;
-	rlim_t fds;
+	rlim_t fds, other;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit))
 		return -1;
 	fds = limit.rlim_cur;
-	if (fds < LEAST_FDS + server->view.n_exports)
+	if (fds < LEAST_FDS)
 		return -1;
 	if (fds > 1 << 20)
 		fds = 1 << 20;
-	fds -= OTHER_FDS + server->view.n_exports;
+	other = fds / 4;
+	if (other < LEAST_OTHER_FDS)
+		other = LEAST_OTHER_FDS;
+	fds -= other < MOST_OTHER_FDS ? other : MOST_OTHER_FDS;
 	server->max_fds = (uint32_t)fds / 4;
 	if (server->max_fds > MOST_NODE_FDS)
 		server->max_fds = MOST_NODE_FDS;
@@ -118,17 +123,68 @@ struct fs_server *fs_server_new(const void *view, size_t len, char *error, size_
 	}
 	server->proc = -1;
 	pthread_mutex_init(&server->lock, NULL);
-	if (fs_view_read(&server->view, view, len, error, n)) {
-		fs_server_free(server);
-		return NULL;
-	}
+	pthread_mutex_init(&server->adding, NULL);
 	what = prepare(server);
-	if (what) {
+	if (what)
 		snprintf(error, n, "%s", what);
+	if (what || (len && fs_server_add(server, view, len, error, n) < 0)) {
 		fs_server_free(server);
 		return NULL;
 	}
 	return server;
+}
+
+/* Called with the lock of adding. */
+static const char *enter(struct fs_server *server, struct fs_view *view)
+{
+	uint32_t n = atomic_load(&server->n_exports);
+
+	if (view->n_exports > FS_VIEW_EXPORTS - n)
+		return "there are too many exports";
+	if (!fs_fds_allowed(server, view->n_exports))
+		return "too few open files are allowed: raise RLIMIT_NOFILE";
+	for (uint32_t i = 0; i < view->n_exports; i++)
+		server->exports[n + i] = &view->exports[i];
+	view->next = server->views;
+	server->views = view;
+	atomic_store(&server->n_exports, n + view->n_exports);
+	return NULL;
+}
+
+int fs_server_add(struct fs_server *server, const void *data, size_t len, char *error, size_t n)
+{
+	struct fs_view *view = calloc(1, sizeof(*view));
+	const char *what = "out of memory";
+	int first;
+
+	if (view && fs_view_read(view, data, len, error, n)) {
+		fs_view_free(view);
+		free(view);
+		return -1;
+	}
+	pthread_mutex_lock(&server->adding);
+	first = (int)atomic_load(&server->n_exports);
+	if (view)
+		what = enter(server, view);
+	pthread_mutex_unlock(&server->adding);
+	if (!what)
+		return first;
+	snprintf(error, n, "%s", what);
+	if (view)
+		fs_view_free(view);
+	free(view);
+	return -1;
+}
+
+static void free_views(struct fs_server *server)
+{
+	while (server->views) {
+		struct fs_view *view = server->views;
+
+		server->views = view->next;
+		fs_view_free(view);
+		free(view);
+	}
 }
 
 void fs_server_free(struct fs_server *server)
@@ -137,9 +193,10 @@ void fs_server_free(struct fs_server *server)
 		return;
 	fs_handles_free(server);
 	fs_nodes_free(server);
-	fs_view_free(&server->view);
+	free_views(server);
 	if (server->proc >= 0)
 		close(server->proc);
 	pthread_mutex_destroy(&server->lock);
+	pthread_mutex_destroy(&server->adding);
 	free(server);
 }

@@ -77,9 +77,9 @@ static uint32_t slot(const struct fs_view *view, const struct fs_place *parent, 
 	return (uint32_t)(hash ^ hash >> 32) & (view->n_hash - 1);
 }
 
-struct fs_place *fs_view_child(const struct fs_view *view, const struct fs_place *parent,
-			       const char *name)
+struct fs_place *fs_view_child(const struct fs_place *parent, const char *name)
 {
+	const struct fs_view *view = parent->export->view;
 	struct fs_place *place = view->hash[slot(view, parent, name)];
 
 	while (place && (place->parent != parent || strcmp(place->name, name)))
@@ -140,7 +140,7 @@ static struct fs_place *place_at(struct reader *r, struct fs_export *export, cha
 			fail(r, "view: a rule of export %s has the part '%s'", export->path, name);
 			return NULL;
 		}
-		child = fs_view_child(r->view, place, name);
+		child = fs_view_child(place, name);
 		place = child ? child : add_place(r, export, place, name);
 		if (!place)
 			return NULL;
@@ -232,6 +232,7 @@ static int read_exports(struct reader *r)
 		return fail(r, "view: out of memory");
 	for (uint64_t i = 0; i < n; i++) {
 		view->exports[i].fd = -1;
+		view->exports[i].view = view;
 		view->n_exports++;
 		if (read_export(r, &view->exports[i]))
 			return -1;

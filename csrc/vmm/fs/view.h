@@ -32,8 +32,8 @@
 enum {
 	FS_VIEW_MAGIC = 0x5652534e,
 	FS_VIEW_VERSION = 1,
-	FS_VIEW_EXPORTS = 4096,
-	FS_VIEW_RULES = 65536,          /* of all exports */
+	FS_VIEW_EXPORTS = 4096,         /* of all views of a server */
+	FS_VIEW_RULES = 65536,          /* of all exports of a view */
 };
 
 enum {
@@ -62,7 +62,10 @@ struct fs_place {
 	struct fs_identity is;
 };
 
+struct fs_view;
+
 struct fs_export {
+	const struct fs_view *view;
 	char *path;
 	uint32_t flags;
 	int fd;                         /* O_PATH */
@@ -72,6 +75,7 @@ struct fs_export {
 };
 
 struct fs_view {
+	struct fs_view *next;           /* of the server's */
 	struct fs_export *exports;
 	uint32_t n_exports;
 	struct fs_place **hash;
@@ -83,8 +87,7 @@ int fs_view_read(struct fs_view *view, const void *data, size_t len, char *error
 void fs_view_free(struct fs_view *view);
 
 /* The place of that name right below, or NULL. */
-struct fs_place *fs_view_child(const struct fs_view *view, const struct fs_place *parent,
-			       const char *name);
+struct fs_place *fs_view_child(const struct fs_place *parent, const char *name);
 /* The place that was this inode at the start, or NULL. */
 struct fs_place *fs_view_inode(const struct fs_export *export, const struct fs_identity *is);
 
