@@ -9,12 +9,14 @@
 #include "control.h"
 #include "cpu.h"
 #include "end.h"
+#include "fs_device.h"
 #include "loop.h"
 #include "mmio.h"
 #include "options.h"
 #include "rng.h"
 #include "serial.h"
 #include "vm.h"
+#include "vsock.h"
 
 static struct vmm_vm vm;
 static struct vmm_options options;
@@ -23,8 +25,13 @@ static void attach_devices(struct vmm_loop *loop)
 {
 	if (options.rng)
 		vmm_mmio_attach(&vm, loop, vmm_rng_new());
+	if (options.vsock)
+		vmm_mmio_attach(&vm, loop, vmm_vsock_controlled(loop, options.cid));
 	for (uint32_t i = 0; i < options.n_blk; i++)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
+	for (uint32_t i = 0; i < options.n_fs; i++)
+		vmm_mmio_attach(&vm, loop,
+				vmm_fs_new(options.fs[i].tag, options.fs[i].view));
 }
 
 /* A write to a pipe or socket whose reader is gone is an error, no end. */
