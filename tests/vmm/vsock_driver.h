@@ -40,7 +40,7 @@ struct driver_ring {
 	uint64_t desc_at, avail_at, used_at, buffers_at;
 	uint32_t interrupts;
 	uint32_t wanted;            /* interrupts, when the ring was last found empty */
-	uint16_t free[128];
+	uint16_t free[64];
 	uint16_t n_free;
 };
 
@@ -50,7 +50,7 @@ struct driver {
 	struct vmm_device *device;
 	struct driver_ring ring[3];
 	bool repost;                /* buffers go back as soon as their packet is taken */
-	bool lenient;               /* used entries may be anything (fuzzing) */
+	bool lenient;               /* the rings may be spoiled */
 	struct driver_event event[DRIVER_EVENTS];
 	uint32_t n_events;
 	uint32_t broken;            /* times that the device said so */
