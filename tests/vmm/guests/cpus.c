@@ -4,7 +4,7 @@
 
 #define ICR_LOW 0xfee00300ULL
 #define ICR_HIGH 0xfee00310ULL
-enum { INIT = 0x4500, SIPI = 0x4600, TRAMPOLINE = 0x10000, WORD = 0x10100, MANY = 1000000 };
+enum { INIT = 0x4500, SIPI = 0x4600, TRAMPOLINE = 0x10000, WORD = 0x10100, MANY = 10000000 };
 
 int guest_main(const uint8_t *zero_page)
 {
