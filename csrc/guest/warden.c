@@ -188,23 +188,6 @@ static void reset_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static void map_user(const struct nsr_settings *head)
-{
-	char map[48];
-	int ret = put_at_path("/proc/self/setgroups", "deny");
-
-	snprintf(map, sizeof(map), "%u %u 1", head->uid, head->uid);
-	if (!ret)
-		ret = put_at_path("/proc/self/uid_map", map);
-	snprintf(map, sizeof(map), "%u %u 1", head->gid, head->gid);
-	if (!ret)
-		ret = put_at_path("/proc/self/gid_map", map);
-	if (!ret)
-		return;
-	nsr_diag_errno(&run.diag, -ret, "Can't map the user of the command");
-	give_up(&run.diag);
-}
-
 /*
  * The command sees the processes of its own pid namespace.  A user may not be
  * allowed to mount it where parts of /proc are covered: then it stays as it is.
@@ -434,8 +417,6 @@ int nsr_warden_main(void)
 		return EXIT_FAILURE;
 	reset_signals();
 	job = read_job(&size);
-	if (job->own_userns)
-		map_user(&job->settings.head);
 	mount_proc(job);
 	read_plan(job);
 	if (setrlimit(RLIMIT_NOFILE, &job->nofile)) {
