@@ -40,11 +40,12 @@ static struct {
 
 static struct {
 	pid_t monitor;
-	pid_t payload;              /* 0: not yet, or no more */
+	pid_t payload;              /* 0: not yet */
+	int ended;                  /* it is no more */
+	uint64_t early;             /* signals that it gets when it is there, a bit each */
 	int report;                 /* records of the monitor's; -1: at its end */
 	int life;                   /* to the sandbox's pid 1, for signals */
 	int failed;                 /* run.diag says why */
-	int told;
 	struct nsr_record usage;
 	struct nsr_exited exited;
 } warden = { .report = -1, .life = -1 };
@@ -291,21 +292,29 @@ static void fork_monitor(const struct nsr_job *job)
 
 /* --- while it runs ---------------------------------------------------------------------------- */
 
+static void pass_early(void)
+{
+	for (int number = 1; warden.early; number++, warden.early >>= 1)
+		if (warden.early & 1)
+			kill(warden.payload, number);
+}
+
 static void take_record(const struct nsr_record *record, const char *text)
 {
 	switch (record->type) {
 	case NSR_RECORD_EXEC:
 		warden.payload = record->pid;
+		pass_early();
 		say_started();
 		break;
 	case NSR_RECORD_TIMEOUT:
 		warden.exited.flags |= NSR_EXITED_TIMED_OUT;
-		warden.payload = 0;
+		warden.ended = 1;
 		break;
 	case NSR_RECORD_EXIT:
 		warden.usage.cpu_ns = record->cpu_ns;
 		warden.usage.peak_rss = record->peak_rss;
-		warden.payload = 0;
+		warden.ended = 1;
 		break;
 	case NSR_RECORD_FAIL:
 		if (!warden.failed++)
@@ -350,7 +359,9 @@ static void pass_signal(uint32_t number)
 	if (n[NSR_UNSHARE] & NSR_CLONE_NEWPID && !(n[NSR_FLAGS] & NSR_AS_PID_1) &&
 	    nsr_plan_seccomp_is_ours(&run.plan))
 		send(warden.life, &order, sizeof(order), MSG_NOSIGNAL | MSG_DONTWAIT);
-	else if (warden.payload)
+	else if (!warden.payload)
+		warden.early |= 1ULL << (number - 1);
+	else if (!warden.ended)
 		kill(warden.payload, (int)number);
 }
 
@@ -371,7 +382,7 @@ static void tell_end(int status, const struct rusage *usage)
 	struct nsr_record used = { .cpu_ns = 0 };
 
 	hear_monitor();
-	warden.told = 1;
+	warden.ended = 1;
 	if (warden.failed) {
 		say_failed(&run.diag);
 		return;
