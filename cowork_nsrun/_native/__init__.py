@@ -529,6 +529,21 @@ class Flow:
             _check(ret)
         return ret
 
+    def step(self) -> int:
+        """Feed and collect what can be at once; as :meth:`serve`.
+
+        Raises:
+            NsrunError: as for :meth:`serve`.
+        """
+        ret = int(lib.nsr_flow_step(self._flow))
+        if ret < 0:
+            _check(ret)
+        return ret
+
+    def reads(self, i: int) -> bool:
+        """Whether one of ``outputs`` is not at its end yet."""
+        return bool(self._flow.out[i].fd >= 0)
+
     def drain(self) -> None:
         """Take what is there.
 

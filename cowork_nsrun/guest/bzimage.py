@@ -31,6 +31,8 @@ _WITH_XLOADFLAGS = 0x20C
 _XLF_KERNEL_64 = 1
 
 _ELF = b"\x7fELF"
+# no distribution uses it, and no library for it is at hand everywhere
+_LZO = b"\x89LZO\0\r"
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _ET_EXEC = 2
@@ -92,8 +94,24 @@ def _release(data: bytes) -> str:
     return text.decode("ascii", "replace")
 
 
-def header(data: bytes) -> Header:
+def look(start: bytes, size: int) -> str:
+    """The release of a kernel, by the image's start and its size; empty if it doesn't say.
+
+    Raises:
+        KernelError: it can't be booted here, as far as its start tells.
+    """
+    if start.startswith(_ELF):
+        _machine(start)
+        return ""
+    return header(start, size).release
+
+
+def header(data: bytes, size: int | None = None) -> Header:
     """Read the header of a bzImage.
+
+    Arguments:
+        data: the image, or its first kilobytes.
+        size: of the whole, where that is not all of it.
 
     Raises:
         KernelError: it is none, or one that can't be booted here.
@@ -108,17 +126,20 @@ def header(data: bytes) -> Header:
     if version >= _WITH_XLOADFLAGS and not _word(data, _XLOADFLAGS) & _XLF_KERNEL_64:
         raise KernelError("a 32-bit kernel; one for x86-64 is needed")
     offset, length = struct.unpack_from("<II", data, _PAYLOAD)
+    size = len(data) if size is None else size
     # 0 stands for 4, for old boot loaders' sake
     start = ((data[_SETUP_SECTS] or 4) + 1) * _SECTOR + offset
-    if not length or start + length > len(data):
+    if not length or start + length > size:
         raise KernelError(
-            f"the payload is at {start}, {length} bytes, and the image has {len(data)}: cut off?"
+            f"the payload is at {start}, {length} bytes, and the image has {size}: cut off?"
         )
     payload = slice(start, start + length)
     kind = compression.kind_of(data[start : start + 16])
     if kind is None:
-        magic = data[start : start + 6].hex(" ")
-        raise KernelError(f"the payload's compression is unknown, it begins with {magic}")
+        magic = data[start : start + 6]
+        if magic == _LZO:
+            raise KernelError("compressed with lzo, which can't be read here")
+        raise KernelError(f"the payload's compression is unknown, it begins with {magic.hex(' ')}")
     return Header(_release(data), kind, payload)
 
 
@@ -148,15 +169,20 @@ def vmlinux(data: bytes) -> bytes:
     return _checked(kernel)
 
 
-def _checked(kernel: bytes) -> bytes:
-    """An ELF file whose segments are there."""
+def _machine(kernel: bytes) -> tuple[int, ...]:
+    """The ELF header's words, of a program for this architecture."""
     if len(kernel) < _ELF_HEADER.size:
         raise KernelError("the ELF header is cut off")
-    ident, kind, machine, _, _, table, *_rest = _ELF_HEADER.unpack_from(kernel)
-    size, count = _rest[3:5]
-    if machine != _EM_X86_64 or ident[4:6] != b"\x02\x01":
-        name = _MACHINES.get(machine, f"ELF machine {machine}")
+    ident, *words = _ELF_HEADER.unpack_from(kernel)
+    if words[1] != _EM_X86_64 or ident[4:6] != b"\x02\x01":
+        name = _MACHINES.get(words[1], f"ELF machine {words[1]}")
         raise KernelError(f"a kernel for {name}; one for x86-64 is needed")
+    return tuple(words)
+
+
+def _checked(kernel: bytes) -> bytes:
+    """An ELF file whose segments are there."""
+    kind, _, _, _, table, _, _, _, size, count, *_ = _machine(kernel)
     if kind != _ET_EXEC or size != _PROGRAM_HEADER.size or not count:
         raise KernelError("the ELF file is not a kernel: no program with segments")
     if table + count * size > len(kernel):

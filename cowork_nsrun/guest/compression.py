@@ -133,18 +133,12 @@ def _lz4(data: bytes, limit: int) -> bytes:
     return _checked("lz4", bytes(out), True, limit)
 
 
-def _lzo(data: bytes, limit: int) -> bytes:
-    """No distribution uses it, and no library for it is at hand everywhere."""
-    raise CompressionError("lzo: can't be read here; decompress it (lzop -d)")
-
-
 KINDS = (
     Compression("gzip", b"\x1f\x8b", _gzip),
     Compression("xz", b"\xfd7zXZ\0", _lzma("xz", lzma.FORMAT_XZ)),
     Compression("zstd", b"\x28\xb5\x2f\xfd", _zstd),
     Compression("lz4", _LZ4_LEGACY, _lz4),
     Compression("bzip2", b"BZh", _bzip2),
-    Compression("lzo", b"\x89LZO\0\r\n\x1a\n", _lzo),
     # properties of 0x5d and a dictionary's size, whose low bytes are zero
     Compression("lzma", b"\x5d\0\0", _lzma("lzma", lzma.FORMAT_ALONE)),
 )

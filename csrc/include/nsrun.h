@@ -313,6 +313,8 @@ enum {
  * CLOCK_MONOTONIC was reached (0: no end).  -errno.
  */
 int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns);
+/* What can be done at once; NSR_FLOW_FED, 0 or -errno. */
+int nsr_flow_step(struct nsr_flow *flow);
 /* Take what is there; 0 or -errno. */
 int nsr_flow_drain(struct nsr_flow *flow);
 /* Free what was collected. */

@@ -162,6 +162,7 @@ def test_a_kernel_that_can_not_be_read(home: Path) -> None:
     try:
         assert probe(report(home), "guest-kernel")["remedy"] == "guest-kernel-permission"
         paste(home, remedy_of(home, "guest-kernel"))
+        assert probe(report(home), "guest-kernel")["verdict"] == "ok"
         copy = home / ".cache/nsrun" / kernel.name
         assert (copy.read_bytes(), copy.stat().st_uid) == (kernel.read_bytes(), USER)
     finally:
