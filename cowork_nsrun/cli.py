@@ -311,12 +311,19 @@ def _sessions(words: Sequence[str]) -> int:
     return sessions(words)
 
 
+def _vm(words: Sequence[str]) -> int:
+    from cowork_nsrun.guest.cli import main as vm  # noqa: PLC0415
+
+    return vm(words)
+
+
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "doctor": _doctor,
     "profile": _profile,
     "serve": _serve,
     "sessions": _sessions,
+    "vm": _vm,
     "version": _version,
 }
 

@@ -245,6 +245,11 @@ def remedy(name: str, system: System) -> Remedy:
             ('install -d ~/.cache/nsrun && sudo install -o "$USER" -m 0400 '
              '"/boot/vmlinuz-$(uname -r)" ~/.cache/nsrun/',),
         ),
+        "guest-kernel-unfit": Remedy(
+            "Install the rest of the kernel's modules, or another kernel, or name one by "
+            "NSRUN_GUEST_KERNEL.",
+            ("nsrun vm kernels",),
+        ),
         "landlock-kernel": Remedy("Use Linux 5.19 or later with CONFIG_SECURITY_LANDLOCK=y."),
         "landlock-boot": Remedy(
             "Add landlock to the kernel's lsm= list, and boot again.",

@@ -30,6 +30,7 @@ const char *nsr_remedy_text(const char *name)
 		{ "kvm-virtualization", "turn virtualization on in the firmware's set-up" },
 		{ "kvm-unfit", "use a machine with hardware virtualization" },
 		{ "guest-kernel-install", "install a kernel package" },
+		{ "guest-kernel-unfit", "see 'nsrun vm kernels'" },
 		{ "guest-kernel-permission", "make a copy of the kernel that is yours to read" },
 		{ "landlock-", "use a kernel with Landlock enabled" },
 		{ "not-built", "ask for another backend" },

@@ -48,6 +48,7 @@ class Kernel:
             raise FileNotFoundError(f"no kernel in {top}/boot: run scripts/setup kvm")
         self.image = images[-1]
         self.version = self.image.name.removeprefix("vmlinuz-")
+        self.configuration = top / "boot" / f"config-{self.version}"
         self.modules = top / "lib" / "modules" / self.version
 
     def load_order(self, wanted: tuple[str, ...]) -> list[Path]:

@@ -61,15 +61,19 @@ class Bed:
 
         Opened, since another run may remove what this one has not used for long.
         """
-        modules = {
+        kernel = {
             # /lib may be a link
             Path("/lib").resolve() / path.relative_to(CACHE / "kernel" / "lib"): path
             for path in files.walk(self.kernel.modules)
+        } | {
+            # as installed: microVMs of the bed boot it too
+            Path("/boot") / path.name: path
+            for path in (self.kernel.image, self.kernel.configuration)
         }
         with images.locked(CACHE):
             found = []
             for kind, content in (
-                ("system", {path: path for path in files.system()} | modules),
+                ("system", {path: path for path in files.system()} | kernel),
                 ("tree", {"/" / path.relative_to(ROOT): path for path in files.tree(ROOT)}),
             ):
                 begin = time.monotonic()

@@ -187,9 +187,18 @@ def test_guest_kernel(tools: Tools) -> None:
     assert guest_kernel("true", tools)["remedy"] == "guest-kernel-install"
     found = guest_kernel("echo > /boot/vmlinuz-6.1; chmod 0600 /boot/vmlinuz-6.1", tools)
     assert (found["verdict"], found["remedy"]) == ("blocked", "guest-kernel-permission")
-    found = guest_kernel("echo > /boot/vmlinuz-6.1; chmod 0644 /boot/vmlinuz-6.1", tools)
-    assert found["verdict"] == "ok"
-    assert "/boot/vmlinuz-6.1" in found["evidence"]
+    readable = "echo > /boot/vmlinuz-6.1; chmod 0644 /boot/vmlinuz-6.1"
+    found = guest_kernel(readable, tools)
+    assert (found["verdict"], found["remedy"]) == ("missing", "guest-kernel-unfit")
+    assert "/boot/vmlinuz-6.1 (no modules)" in found["evidence"]
+    some = 'for i in virtio_mmio fuse virtiofs; do echo "kernel/$i.ko:"; done'
+    package = f"{readable}; m=/boot/lib/modules/6.1; mkdir -p $m /boot/boot; {some} >$m/modules.dep"
+    package += "; mv /boot/vmlinuz-6.1 /boot/boot; export NSRUN_GUEST_KERNEL=/boot/boot/vmlinuz-6.1"
+    last = "echo kernel/vmw_vsock_virtio_transport.ko >$m/modules.builtin"
+    found = guest_kernel(f"{package}; >$m/modules.builtin", tools)
+    assert "(no vmw_vsock_virtio_transport.ko)" in found["evidence"]
+    found = guest_kernel(f"{package}; {last}", tools)
+    assert (found["verdict"], found["evidence"]) == ("ok", "/boot/boot/vmlinuz-6.1")
 
 
 def test_landlock_missing(tools: Tools) -> None:

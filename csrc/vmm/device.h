@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * device.h - what a virtio device is to the transport (mmio.c).
+ *
+ * One lock, vmm_lock, guards all device state.  It is held while any of the
+ * operations below runs: config_* and reset come on a vCPU's thread, notify
+ * and the events of the loop on the device thread.  A device with threads of
+ * its own (fs) takes the lock around its use of queues.
+ */
+#ifndef VMM_DEVICE_H
+#define VMM_DEVICE_H
+
+#include <pthread.h>
+
+#include "virtqueue.h"
+
+enum {
+	VMM_DEVICE_QUEUES = 3,
+};
+
+struct vmm_device;
+struct vmm_loop;
+
+struct vmm_device_ops {
+	const char *name;
+	uint32_t id;                /* virtio 1.2, section 5 */
+	uint32_t n_queues;
+	uint16_t queue_max[VMM_DEVICE_QUEUES];
+	uint64_t features;          /* of the device's own; VERSION_1, INDIRECT_DESC and
+				       EVENT_IDX are the transport's */
+	/* offset and len lie within config_size */
+	uint32_t config_size;
+	void (*config_read)(struct vmm_device *device, uint32_t offset, void *data, uint32_t len);
+	void (*config_write)(struct vmm_device *device, uint32_t offset, const void *data,
+			     uint32_t len); /* may be NULL */
+	void (*start)(struct vmm_device *device);               /* DRIVER_OK; may be NULL */
+	void (*notify)(struct vmm_device *device, uint32_t queue);
+	void (*reset)(struct vmm_device *device);               /* forget all; may be NULL */
+};
+
+/* The first member of each device's own structure. */
+struct vmm_device {
+	const struct vmm_device_ops *ops;
+	struct vmm_queue queue[VMM_DEVICE_QUEUES];
+	uint64_t acked;             /* features that the driver took */
+	bool running;               /* DRIVER_OK, and not broken */
+	void *transport;            /* mmio.c's */
+};
+
+/* Interrupt the guest if it wants that, for what was pushed to this queue.  Any thread, locked. */
+void vmm_device_signal(struct vmm_device *device, uint32_t queue);
+/* The driver broke the rules: DEVICE_NEEDS_RESET, and nothing is taken until then. */
+void vmm_device_broken(struct vmm_device *device, const char *why);
+
+void vmm_lock(void);
+void vmm_unlock(void);
+/* The lock itself, for a condition to wait with. */
+pthread_mutex_t *vmm_lock_mutex(void);
+
+#endif

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT */
+/* main.c - the monitor of one virtual machine. */
+#include <errno.h>
+#include <signal.h>
+
+#include "acpi.h"
+#include "blk.h"
+#include "boot.h"
+#include "control.h"
+#include "cpu.h"
+#include "end.h"
+#include "loop.h"
+#include "mmio.h"
+#include "options.h"
+#include "rng.h"
+#include "serial.h"
+#include "vm.h"
+
+static struct vmm_vm vm;
+static struct vmm_options options;
+
+static void attach_devices(struct vmm_loop *loop)
+{
+	if (options.rng)
+		vmm_mmio_attach(&vm, loop, vmm_rng_new());
+	for (uint32_t i = 0; i < options.n_blk; i++)
+		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
+}
+
+/* A write to a pipe or socket whose reader is gone is an error, no end. */
+static void ignore_broken_pipes(void)
+{
+	struct sigaction ignore = { .sa_handler = SIG_IGN };
+
+	sigaction(SIGPIPE, &ignore, NULL);
+}
+
+int main(int argc, char **argv)
+{
+	struct vmm_loop *loop;
+	uint64_t entry;
+	int ret;
+
+	(void)argc;
+	vmm_options(&options, argv + 1);
+	ignore_broken_pipes();
+	loop = vmm_loop_new();
+	if (!loop)
+		vmm_fail(ENOMEM, "the loop of the devices");
+	vmm_control_start(loop, options.control);
+	vmm_vm_make(&vm, options.memory_mib << 20);
+	vmm_serial_start(options.console, vmm_vm_interrupt(&vm, VMM_SERIAL_GSI));
+	attach_devices(loop);
+	vmm_acpi(&vm.memory, options.cpus, vmm_mmio_devices());
+	entry = vmm_boot(&vm.memory, &options);
+	vmm_cpus_make(&vm, options.cpus, entry);
+	vmm_cpus_start();
+	vmm_control_send(VMM_RUNNING, 0, 0, -1);
+	vmm_cpus_run();
+	ret = vmm_loop_run(loop);
+	vmm_fail(-ret, "the loop of the devices");
+}
