@@ -55,8 +55,7 @@ void vmm_control_set_streams(const struct vmm_streams *given)
 	streams = *given;
 }
 
-/* What was asked for must be answered. */
-static void answer(enum vmm_record_type type, uint32_t port, uint64_t value)
+void vmm_control_answer(enum vmm_record_type type, uint32_t port, uint64_t value)
 {
 	int ret = vmm_control_send(type, port, value, -1);
 
@@ -74,7 +73,7 @@ static void obey_connect(const struct vmm_record *record, int fd)
 		return;
 	}
 	close(fd);
-	answer(VMM_REFUSED, record->port, record->value);
+	vmm_control_answer(VMM_REFUSED, record->port, record->value);
 }
 
 static void obey(const struct vmm_record *record, int fd)
@@ -95,11 +94,11 @@ static void obey(const struct vmm_record *record, int fd)
 		break;
 	case VMM_PAUSE:
 		vmm_cpus_pause();
-		answer(VMM_PAUSED, 0, 0);
+		vmm_control_answer(VMM_PAUSED, 0, 0);
 		break;
 	case VMM_RESUME:
 		vmm_cpus_resume();
-		answer(VMM_RESUMED, 0, 0);
+		vmm_control_answer(VMM_RESUMED, 0, 0);
 		break;
 	default:
 		vmm_fail(0, "control: no record has the type %u", record->type);

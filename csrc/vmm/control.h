@@ -59,6 +59,8 @@ void vmm_control_set_streams(const struct vmm_streams *streams);
  * 0 or -EAGAIN: the owner does not read, and has far more than it can have asked for.
  */
 int vmm_control_send(enum vmm_record_type type, uint32_t port, uint64_t value, int fd);
+/* What the owner asked for; ends the monitor when it does not read its answers. */
+void vmm_control_answer(enum vmm_record_type type, uint32_t port, uint64_t value);
 /* The last record. */
 void vmm_control_ended(enum vmm_ended reason);
 

@@ -15,6 +15,7 @@
 #include "rng.h"
 #include "serial.h"
 #include "vm.h"
+#include "vsock.h"
 
 static struct vmm_vm vm;
 static struct vmm_options options;
@@ -23,6 +24,8 @@ static void attach_devices(struct vmm_loop *loop)
 {
 	if (options.rng)
 		vmm_mmio_attach(&vm, loop, vmm_rng_new());
+	if (options.vsock)
+		vmm_mmio_attach(&vm, loop, vmm_vsock_controlled(loop, options.cid));
 	for (uint32_t i = 0; i < options.n_blk; i++)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
 }
