@@ -11,6 +11,7 @@
 #include "end.h"
 #include "loop.h"
 #include "mmio.h"
+#include "net.h"
 #include "options.h"
 #include "rng.h"
 #include "serial.h"
@@ -20,12 +21,26 @@
 static struct vmm_vm vm;
 static struct vmm_options options;
 
+static void attach_net(struct vmm_loop *loop)
+{
+	struct vmm_device *net = vmm_net_new(loop, options.net, options.net_mtu);
+
+	if (!net && errno == EINVAL)
+		vmm_fail(0, "--net %d: it must be a connected AF_UNIX SOCK_SEQPACKET socket",
+			 options.net);
+	if (!net)
+		vmm_fail(errno, "--net %d", options.net);
+	vmm_mmio_attach(&vm, loop, net);
+}
+
 static void attach_devices(struct vmm_loop *loop)
 {
 	if (options.rng)
 		vmm_mmio_attach(&vm, loop, vmm_rng_new());
 	if (options.vsock)
 		vmm_mmio_attach(&vm, loop, vmm_vsock_controlled(loop, options.cid));
+	if (options.net >= 0)
+		attach_net(loop);
 	for (uint32_t i = 0; i < options.n_blk; i++)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
 }
