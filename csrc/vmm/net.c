@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "addresses.h"
 #include "device.h"
 #include "loop.h"
 
@@ -299,9 +300,8 @@ struct vmm_device *vmm_net_new(struct vmm_loop *loop, int fd, uint32_t mtu)
 		return NULL;
 	net->device.ops = &ops;
 	net->loop = loop;
-	/* locally administered; one a link, so that it can be the same for all */
 	net->config = (struct config){
-		.mac = { 0x02, 'n', 's', 'r', 'u', 'n' }, .status = LINK_UP,
+		.mac = NSR_NET_MAC, .status = LINK_UP,
 		.max_queue_pairs = 1, .mtu = (uint16_t)mtu,
 	};
 	net->event = (struct vmm_event){ .fd = fd, .ready = ready };
