@@ -85,8 +85,9 @@ static void obey(const struct vmm_record *record, int fd)
 		obey_connect(record, fd);
 		break;
 	case VMM_LISTEN:
-		if (streams.listen)
-			streams.listen(streams.device, record->port);
+		if (!streams.listen)
+			vmm_fail(0, "control: LISTEN without --vsock");
+		streams.listen(streams.device, record->port);
 		break;
 	case VMM_UNLISTEN:
 		if (streams.unlisten)
@@ -114,7 +115,7 @@ static int descriptor_of(struct msghdr *message)
 		return -1;
 	if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
 	    header->cmsg_len != CMSG_LEN(sizeof(fd)))
-		vmm_fail(0, "control: something other than one descriptor came with a record");
+		vmm_fail(0, "control: more than one descriptor came with a record");
 	memcpy(&fd, CMSG_DATA(header), sizeof(fd));
 	return fd;
 }

@@ -9,6 +9,7 @@
 #include "control.h"
 #include "cpu.h"
 #include "end.h"
+#include "fs_device.h"
 #include "loop.h"
 #include "mmio.h"
 #include "net.h"
@@ -43,6 +44,9 @@ static void attach_devices(struct vmm_loop *loop)
 		attach_net(loop);
 	for (uint32_t i = 0; i < options.n_blk; i++)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
+	for (uint32_t i = 0; i < options.n_fs; i++)
+		vmm_mmio_attach(&vm, loop,
+				vmm_fs_new(options.fs[i].tag, options.fs[i].view));
 }
 
 /* A write to a pipe or socket whose reader is gone is an error, no end. */

@@ -29,9 +29,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def image(
-    open_directory: Path, kernel: Kernel, lack: Callable[[str], NoReturn]
-) -> Iterator[Image]:
+def image(open_directory: Path, kernel: Kernel, lack: Callable[[str], NoReturn]) -> Iterator[Image]:
     if not find_beside("nsrun-vmm").with_name("nsrun-slirp").exists():
         lack("no nsrun-slirp: libslirp was not there when nsrun was built")
     program = open_directory / "online"

@@ -41,6 +41,8 @@ STEPS = (
     Step("bed-root", INSIDE),
     Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
+    # root: a name server has port 53
+    Step("net-root", ("tests/guest/test_network.py",)),
     Step("guest-boot", ("tests/guest",), Job((), user=USER, groups=("kvm",), environment=FEW)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),

@@ -45,7 +45,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Ended_:
+class Ended:
     """How a monitor ended, and all that it said."""
 
     status: int
@@ -84,14 +84,14 @@ class Monitor:
         assert record.type == kind
         return record
 
-    def finish(self) -> Ended_:
+    def finish(self) -> Ended:
         """Wait for its end."""
         with contextlib.suppress(ConnectionResetError):
             while self.receive():
                 pass
         _, stderr = self.process.communicate(timeout=HANG)
         console = self.console.read_bytes().decode(errors="replace")
-        return Ended_(self.process.returncode, console, stderr.decode(), tuple(self.records))
+        return Ended(self.process.returncode, console, stderr.decode(), tuple(self.records))
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def run(
     cmdline: str = "",
     initrd: Path | None = None,
     fds: Sequence[int] = (),
-) -> Ended_:
+) -> Ended:
     """The same to its end."""
     with monitor(kernel, *options, cmdline=cmdline, initrd=initrd, fds=fds) as machine:
         return machine.finish()
