@@ -24,7 +24,7 @@
 #include "addresses.h"
 #include "net_up.h"
 
-enum { CHUNK = 1 << 16, SENT = 4 << 20 };
+enum { CHUNK = 1 << 16, SENT = 1 << 20 };
 
 static uint32_t crc_table[256];
 static uint8_t chunk[CHUNK];
