@@ -245,9 +245,10 @@ static void notify(struct vmm_device *device, uint32_t queue)
 {
 	struct net *net = net_of(device);
 
-	if (queue == NET_RX)
-		net->starved = false;
-	else if (!net->blocked)
+	/* the socket may be empty by now, so the frame that waits goes on here */
+	if (queue == NET_RX && net->starved)
+		receive(net);
+	else if (queue == NET_TX && !net->blocked)
 		transmit(net);
 	wait_for(net);
 }
