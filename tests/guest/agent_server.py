@@ -72,7 +72,9 @@ class Server:
             raise
         return stream
 
-    def start(self, *words: str, settings: Settings | None = None, terminal: bool = False) -> Command:
+    def start(
+        self, *words: str, settings: Settings | None = None, terminal: bool = False
+    ) -> Command:
         return self.agent.start(plan(*words), settings or self.settings, terminal=terminal)
 
     def run(self, *words: str, data: bytes = b"", settings: Settings | None = None) -> Outcome:

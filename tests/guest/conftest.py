@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from agent_server import Server
+
+from cowork_nsrun.guest.kernel import Kernel, choose
+from cowork_nsrun.program import find_program
 
 TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS / "python"))
@@ -48,3 +54,13 @@ def server(agents: Server) -> Iterator[Server]:
     yield agents
     agents.wait_until_idle(before)
     assert agents.process.poll() is None
+
+
+@pytest.fixture(scope="session")
+def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
+    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
+                                       check=True).stdout)["probes"]  # fmt: skip
+    for probe in probes:
+        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
+            lack(f"no machine: {probe['name']}: {probe['evidence']}")
+    return choose()
