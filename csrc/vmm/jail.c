@@ -57,7 +57,7 @@ static const struct call all[] = {
 };
 
 static const struct call devices[] = {
-	ANY(epoll_wait), ANY(epoll_pwait), ANY(recvmsg), ANY(getrandom),
+	ANY(epoll_wait), ANY(epoll_pwait), ANY(recvmsg), ANY(recvfrom), ANY(getrandom),
 	/* to stop the processors: one libc has this call for it, another that */
 	{ SYS_tkill, 1, UINT32_MAX, SIGUSR1 }, { SYS_tgkill, 2, UINT32_MAX, SIGUSR1 },
 	{ SYS_socketpair, 0, UINT32_MAX, AF_UNIX },
