@@ -1,15 +1,21 @@
-"""Fixtures of the tests of a guest's parts."""
+"""What the tests of guests share: an agent, and a machine that runs a stock kernel."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from agent_server import Server
+
+from cowork_nsrun.guest.kernel import Kernel, choose
+from cowork_nsrun.program import find_program
 
 TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS / "python"))
@@ -17,6 +23,16 @@ sys.path.insert(0, str(TESTS / "python"))
 from leftovers import processes_with  # noqa: E402 - found by the line above
 
 UNPRIVILEGED = 12345
+
+
+@pytest.fixture(scope="session")
+def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
+    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
+                                       check=True).stdout)["probes"]  # fmt: skip
+    for probe in probes:
+        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
+            lack(f"no machine: {probe['name']}: {probe['evidence']}")
+    return choose()
 
 
 @pytest.fixture

@@ -37,12 +37,14 @@ AS_USER = (*INSIDE, "--ignore=tests/kvmbed/inside/test_remedies.py")
 # what depends on the kernel; emulated, all of tests/python would take half an hour
 CORE = ("tests/python/test_run.py", "tests/python/test_plan.py", "tests/tiers")
 VMM = ("tests/vmm/test_monitor.py", "tests/vmm/test_devices.py", "tests/vmm/test_stock.py")
+GUEST = ("tests/guest", "--ignore-glob=*/test_agent*.py")
 STEPS = (
     Step("driver", ("tests/kvmbed/outside",), None),
     Step("bed-root", INSIDE),
     Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
-    Step("guest-boot", ("tests/guest",), Job((), user=USER, groups=("kvm",), environment=FEW)),
+    Step("guest-boot", GUEST, Job((), user=USER, groups=("kvm",), environment=FEW)),
+    Step("agent-root", ("tests/guest/test_agent_guest.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
