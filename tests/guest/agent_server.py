@@ -44,7 +44,9 @@ class Client:
         self.agent = agent
         self.settings = settings
 
-    def start(self, *words: str, settings: Settings | None = None, terminal: bool = False) -> Command:
+    def start(
+        self, *words: str, settings: Settings | None = None, terminal: bool = False
+    ) -> Command:
         return self.agent.start(plan(*words), settings or self.settings, terminal=terminal)
 
     def run(self, *words: str, data: bytes = b"", settings: Settings | None = None) -> Outcome:
