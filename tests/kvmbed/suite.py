@@ -45,6 +45,7 @@ STEPS = (
     Step("guest-boot", ("tests/guest/test_vmm.py",), Job((), user=USER, groups=("kvm",))),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
+    Step("agent-root", ("tests/guest/test_agent_guest.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
