@@ -120,7 +120,7 @@ def test_sqlite_writers_exclude_each_other(
     guest.run(["sqlite3", "n.db", "CREATE TABLE n (i INTEGER); INSERT INTO n VALUES (0);"])
     rounds = 60
     loop = (
-        f"for i in $(seq {rounds}); do sqlite3 -cmd '.timeout 60000' n.db "
+        f"for i in $(seq {rounds}); do sqlite3 -cmd '.log stderr' -cmd '.timeout 60000' n.db "
         "'BEGIN IMMEDIATE; UPDATE n SET i = i + 1; COMMIT;' || exit 1; done"
     )
     enter = ["nsenter", f"--target={guest.pid}", "--mount", f"--wdns={guest.place / '0'}", "--"]
@@ -128,7 +128,8 @@ def test_sqlite_writers_exclude_each_other(
         subprocess.Popen(command, cwd=host, stderr=subprocess.PIPE, text=True)
         for command in ([*enter, "sh", "-c", loop], [*enter, "sh", "-c", loop], ["sh", "-c", loop])
     ]
-    assert [process.communicate()[1] for process in processes] == ["", "", ""]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
     assert guest.run(["sqlite3", "n.db", "SELECT i FROM n"]).stdout == f"{3 * rounds}\n"
 
 
