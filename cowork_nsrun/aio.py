@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from cowork_nsrun._native import Flow
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import Handle, start
+from cowork_nsrun.handle import Ending, Handle, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import (
     Argv,
@@ -25,10 +26,11 @@ from cowork_nsrun.process import (
     PopenOptions,
     Result,
     extras_for,
+    finished_ends,
     make_result,
 )
 from cowork_nsrun.spec import Sandbox
-from cowork_nsrun.streams import PIPE, Ends, Ours, Stream, Terminal
+from cowork_nsrun.streams import Ends, Ours, Stream, Terminal
 
 
 class AsyncPopenOptions(PopenOptions, total=False):
@@ -293,6 +295,11 @@ class AsyncProcess:
         """Kill everything, and call that the end of its time."""
         self._handle.time_out()
 
+    @property
+    def timed_out(self) -> bool:
+        """It was ended since its time was up."""
+        return self._handle.ending is Ending.TIMED_OUT
+
     # --- signals ----------------------------------------------------------------------------
 
     def send_signal(self, number: int) -> None:
@@ -389,19 +396,10 @@ async def popen(
         extras = extras_for(enforced, pty, timeout, can_time, tell_exec=True)
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 
-    try:
-        if spec.egress is None and not spec.veth:
-            handle, plan = _start(spec, ends, prepare, on_egress, within)
-        else:
-            # it waits for the network: not in the loop's thread
-            handle, plan = await _start_aside(
-                lambda: _start(spec, ends, prepare, on_egress, within)
-            )
-    except BaseException:
-        ends.close()
-        raise
-    process = AsyncProcess(handle, plan.argv, begin)
-    process.watch()
+    def work() -> tuple[Handle, Plan]:
+        return _start(spec, ends, prepare, on_egress, within)
+
+    process = await _begin(spec, ends, work, begin)
     if timeout is not None:
         process.time_out_at(begin / 1e9 + timeout)
     try:
@@ -410,6 +408,24 @@ async def popen(
     except BaseException:
         await _finish_anyway(process.close())
         raise
+    return process
+
+
+async def _begin(
+    spec: Sandbox, ends: Ends, work: Callable[[], tuple[Handle, Plan]], begin: int
+) -> AsyncProcess:
+    """Start it and listen to it; the ends are closed if that fails."""
+    try:
+        if spec.egress is None and not spec.veth:
+            handle, plan = work()
+        else:
+            # it waits for the network: not in the loop's thread
+            handle, plan = await _start_aside(work)
+    except BaseException:
+        ends.close()
+        raise
+    process = AsyncProcess(handle, plan.argv, begin)
+    process.watch()
     return process
 
 
@@ -455,34 +471,102 @@ async def run(
 
     Arguments and errors are those of :func:`cowork_nsrun.run`; the streams are bytes.
     """
-    begin = time.monotonic()
+    begin = time.monotonic_ns()
     timeout = spec.timeout if timeout is None else timeout
-    output = PIPE if capture else None
     untimed = spec if spec.timeout is None else spec.replace(timeout=None)
-    process = await popen(
-        argv,
-        untimed,
-        stdin=None if input is None else PIPE,
-        stdout=output,
-        stderr=output,
-        cwd=cwd,
-        env=env,
-        on_egress=on_egress,
-    )
-    async with process:
-        whole = asyncio.ensure_future(process.communicate(input))
-        left = None if timeout is None else max(0.0, begin + timeout - time.monotonic())
+    ends = finished_ends(input, capture)
+
+    def prepare(enforced: Enforced) -> Plan:
+        # the time is kept here, so that it counts from the call on
+        extras = extras_for(enforced, None, None, can_time=False, tell_exec=False)
+        return Plan.from_spec(untimed, argv, cwd=cwd, env=env, extras=extras)
+
+    def work() -> tuple[Handle, Plan]:
+        return _start(untimed, ends, prepare, on_egress, None)
+
+    try:
+        process = await _begin(untimed, ends, work, begin)
+        async with process:
+            out, err = await _collect(process, ends, input or b"", timeout, begin)
+    finally:
+        ends.close()
+    if process.timed_out:
+        assert timeout is not None
+        raise TimeoutExpired(timeout, *((out, err) if capture else (None, None)))
+    return process.result(out, err)
+
+
+async def _collect(
+    process: AsyncProcess, ends: Ends, data: bytes, timeout: float | None, begin: int
+) -> tuple[bytes, bytes]:
+    ends.close_theirs()
+    if timeout is not None:
+        process.time_out_at(begin / 1e9 + timeout)
+    pump = _Pump(ends, data, process.kill)
+    try:
+        await process.wait()
+    finally:
+        pump.stop()
+    return pump.output
+
+
+class _Pump:
+    """The streams of :func:`run`, served by the core whenever the loop says that it can."""
+
+    def __init__(self, ends: Ends, data: bytes, kill: Callable[[], None]) -> None:
+        ours = ends.ours
+        self._ends = ends
+        self._kill = kill
+        self._loop = asyncio.get_running_loop()
+        self._stdin = ours.get("stdin", -1)
+        self._outputs = ours.get("stdout", -1), ours.get("stderr", -1)
+        self._flow = Flow(self._stdin, data, self._outputs)
+        self._failed: NsrunError | None = None
+        self._read = {i for i, fd in enumerate(self._outputs) if fd >= 0}
+        for i in self._read:
+            self._loop.add_reader(self._outputs[i], self._step)
+        if self._stdin >= 0:
+            os.set_blocking(self._stdin, False)
+            self._loop.add_writer(self._stdin, self._step)
+            if not data:
+                self._end_input()
+
+    def _step(self) -> None:
         try:
-            await asyncio.wait((whole,), timeout=left)
-        except asyncio.CancelledError:
-            process.kill()
-            await asyncio.wait((whole,))
-            raise
-        late = not whole.done()
-        if late:
-            process.time_out()
-        out, err = await whole
-        if late:
-            assert timeout is not None
-            raise TimeoutExpired(timeout, *((out, err) if capture else (None, None)))
-        return process.result(out, err)
+            told = self._flow.step()
+        except NsrunError as error:
+            # nobody is to wait for the end of what is not served any more
+            self._failed = error
+            self.stop()
+            self._kill()
+            return
+        if told & Flow.FED:
+            self._end_input()
+        for i in [i for i in self._read if not self._flow.reads(i)]:
+            self._loop.remove_reader(self._outputs[i])
+            self._read.remove(i)
+
+    def _end_input(self) -> None:
+        self._loop.remove_writer(self._stdin)
+        self._stdin = -1
+        self._ends.end_input()
+
+    def stop(self) -> None:
+        """Let go of the streams, before they are closed."""
+        for i in self._read:
+            self._loop.remove_reader(self._outputs[i])
+        self._read.clear()
+        if self._stdin >= 0:
+            self._end_input()
+
+    @property
+    def output(self) -> tuple[bytes, bytes]:
+        """All of it, once nobody inside writes any more.
+
+        Raises:
+            NsrunError: a stream could not be read or written.
+        """
+        if self._failed is not None:
+            raise self._failed
+        self._flow.drain()
+        return self._flow.output(0), self._flow.output(1)

@@ -263,6 +263,10 @@ class Plan:
         """Empty a list."""
         _check(lib.nsr_plan_clear(self._plan, which))
 
+    def clear_ops(self) -> None:
+        """Take all operations away."""
+        lib.nsr_plan_clear_ops(self._plan)
+
     def add_op(self, op: Op) -> None:
         """Add a filesystem operation."""
         native = ffi.new("struct nsr_op *")
@@ -528,6 +532,21 @@ class Flow:
         if ret < 0:
             _check(ret)
         return ret
+
+    def step(self) -> int:
+        """Feed and collect what can be at once; as :meth:`serve`.
+
+        Raises:
+            NsrunError: as for :meth:`serve`.
+        """
+        ret = int(lib.nsr_flow_step(self._flow))
+        if ret < 0:
+            _check(ret)
+        return ret
+
+    def reads(self, i: int) -> bool:
+        """Whether one of ``outputs`` is not at its end yet."""
+        return bool(self._flow.out[i].fd >= 0)
 
     def drain(self) -> None:
         """Take what is there.

@@ -91,7 +91,8 @@ int nsr_print_probes(const struct nsr_choice *choice, struct nsr_diag *diag)
 
 	/* a word that names no backend is an answer too: none */
 	if (nsr_request_read(&request, choice->backend, getenv(NSR_BACKEND_VARIABLE), diag))
-		snprintf(selection.reason, sizeof(selection.reason), "%s", diag->text);
+		snprintf(selection.reason, sizeof(selection.reason), "%.*s",
+			 (int)sizeof(selection.reason) - 1, diag->text);
 	else
 		nsr_select(&probes, &request, &selection);
 	printf("{\n  \"format\": %d,\n", FORMAT);

@@ -160,6 +160,19 @@ int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 	return ret;
 }
 
+int nsr_flow_step(struct nsr_flow *flow)
+{
+	struct ends ends = { .n = 0 };
+	int saved_errno = errno;
+	int moved = 0, ret = 0;
+
+	list_ends(&ends, flow, -1);
+	if (poll(ends.fds, ends.n, 0) > 0)
+		ret = serve_ends(flow, &ends, &moved);
+	errno = saved_errno;
+	return ret;
+}
+
 int nsr_flow_drain(struct nsr_flow *flow)
 {
 	int saved_errno = errno;

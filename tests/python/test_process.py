@@ -315,7 +315,7 @@ def test_without_a_pid_namespace(as_user: AsUser) -> None:
     spec = MINIMAL.replace(unshare=MINIMAL.unshare - {Namespace.PID})
 
     def probe() -> tuple[int, Ending]:
-        with sh("sleep 1000", spec, timeout=0.2) as process:
+        with sh("exec sleep 1000", spec, timeout=0.2) as process:
             process.wait()
             return process.result().returncode, process.result().ending
 
