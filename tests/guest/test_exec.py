@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -54,10 +54,10 @@ def verdicts(lack: Callable[[str], NoReturn]) -> dict[str, str]:
 
 
 @pytest.fixture
-def folder(open_directory: Path) -> Iterator[Path]:
+def folder(open_directory: Path) -> Path:
     made = open_directory / f"project-{time.monotonic_ns()}"
     made.mkdir()
-    yield made
+    return made
 
 
 def argv(backend: str, folder: Path, *command: str) -> list[str]:
@@ -175,7 +175,10 @@ def ended(pidfd: int) -> None:
 @pytest.fixture
 def talking(verdicts: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command that says when it is there, and what signal it gets."""
-    script = "trap 'echo term; exit 3' TERM; trap 'echo int' INT; echo ready; while :; do read x || sleep 1; done"
+    script = (
+        "trap 'echo term; exit 3' TERM; trap 'echo int' INT; echo ready; "
+        "while :; do read x || sleep 1; done"
+    )
     with subprocess.Popen(
         argv("kvm", folder, "sh", "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -212,8 +215,8 @@ def test_kill_leaves_no_machine(talking: subprocess.Popen[bytes]) -> None:
 
 def test_a_terminal(verdicts: dict[str, str], folder: Path) -> None:
     """Raw here, and a terminal there: its size, its echo, its keys."""
-    words: Sequence[str] = argv("kvm", folder, "sh", "-c",
-                                "tty; stty size; read x; echo \"got $x\"; cat; echo over")  # fmt: skip
+    script = 'tty; stty size; read x; echo "got $x"; cat; echo over'
+    words = argv("kvm", folder, "sh", "-c", script)
     pid, fd = pty.fork()
     if pid == 0:
         os.execv(words[0], words)
