@@ -49,6 +49,8 @@ struct vmm_device {
 
 /* Interrupt the guest if it wants that, for what was pushed to this queue.  Any thread, locked. */
 void vmm_device_signal(struct vmm_device *device, uint32_t queue);
+/* Tell the guest that the configuration is another now.  Any thread, locked. */
+void vmm_device_config_changed(struct vmm_device *device);
 /* The driver broke the rules: DEVICE_NEEDS_RESET, and nothing is taken until then. */
 void vmm_device_broken(struct vmm_device *device, const char *why);
 

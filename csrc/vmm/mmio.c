@@ -42,7 +42,7 @@ struct doorbell {
 struct transport {
 	struct vmm_device *device;
 	int interrupt;
-	uint32_t status, interrupt_status;
+	uint32_t status, interrupt_status, generation;
 	uint32_t device_features_sel, driver_features_sel, queue_sel;
 	uint64_t driver_features;
 	bool told;                  /* that the driver broke the rules; once is enough */
@@ -64,6 +64,15 @@ void vmm_device_signal(struct vmm_device *device, uint32_t queue)
 {
 	if (device->running && vmm_queue_should_signal(&device->queue[queue]))
 		interrupt(device->transport, INTERRUPT_QUEUE);
+}
+
+void vmm_device_config_changed(struct vmm_device *device)
+{
+	struct transport *t = device->transport;
+
+	t->generation++;
+	if (t->status & DRIVER_OK)
+		interrupt(t, INTERRUPT_CONFIG);
 }
 
 void vmm_device_broken(struct vmm_device *device, const char *why)
@@ -264,6 +273,8 @@ static uint32_t read_register(const struct transport *t, uint32_t offset)
 		return t->interrupt_status;
 	case STATUS:
 		return t->status;
+	case CONFIG_GENERATION:
+		return t->generation;
 	default:
 		/* a shared region that isn't there is of -1 bytes */
 		return offset >= SHM_LEN && offset <= SHM_BASE_END ? UINT32_MAX : 0;

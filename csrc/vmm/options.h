@@ -32,6 +32,8 @@ struct vmm_options {
 	uint32_t cpus;
 	bool rng, vsock, jail;
 	uint32_t cid;
+	int net;                    /* -1 without */
+	uint32_t net_mtu;
 	uint32_t n_blk, n_fs;
 	struct vmm_blk_option blk[VMM_DEVICES];
 	struct vmm_fs_option fs[VMM_DEVICES];

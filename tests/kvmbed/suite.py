@@ -36,7 +36,7 @@ INSIDE = ("tests/kvmbed/inside",)
 AS_USER = (*INSIDE, "--ignore=tests/kvmbed/inside/test_remedies.py")
 # what depends on the kernel; emulated, all of tests/python would take half an hour
 CORE = ("tests/python/test_run.py", "tests/python/test_plan.py", "tests/tiers")
-VMM = ("tests/vmm/test_monitor.py", "tests/vmm/test_devices.py", "tests/vmm/test_stock.py")
+VMM = tuple(f"tests/vmm/test_{name}.py" for name in ("monitor", "devices", "jail", "stock"))
 STEPS = (
     Step("driver", ("tests/kvmbed/outside",), None),
     Step("bed-root", INSIDE),
@@ -49,11 +49,14 @@ STEPS = (
         ("tests/guest/test_exec.py",),
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
     ),
+    # root: a name server has port 53
+    Step("net-root", ("tests/guest/test_network.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
     Step("vmm-root", VMM),
     Step("vmm-kvm", VMM, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
+    Step("vsock-root", ("tests/vmm/test_vsock.py",)),
     # samples: all would take 4 and 20 minutes
     Step("hostile-root", ("tests/hostile", "--every=2")),
     Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),

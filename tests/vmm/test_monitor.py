@@ -116,7 +116,7 @@ def test_pause_and_resume(guest: Guest, cpus: str) -> None:
 
 
 def test_second_processor(guest: Guest) -> None:
-    ended = run(guest("cpus"), "--cpus", "2")
+    ended = run(guest("cpus"), "--cpus", "2", cmdline="wait")
     assert ended.lines == ["the second processor says 5a"]
     alone = run(guest("cpus"), "--cpus", "1")
     assert alone.lines == ["the second processor says 0"]
