@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cowork_nsrun._native import Op, OpType, String
+from cowork_nsrun._native import Op, OpType, String, Words
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.compile import EXPORTS, Refused, Translation, translate
+from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.tree import make_mount_point
 from cowork_nsrun.guest.view import Access, Export, view_bytes
 from cowork_nsrun.plan import Plan
@@ -210,7 +211,6 @@ def test_optional_sources(top: Path) -> None:
         (("--userns", 0), "--userns: "),
         (("--info-fd", 1), "--info-fd: "),
         (("--json-status-fd", 1), "--json-status-fd: "),
-        (("--cgroup", "/sys/fs/cgroup"), "--cgroup: "),
         (("--dev-bind", "/usr", "/usr"), "none of the host's devices"),
         (("--dev-bind", "/dev/kvm", "/k"), "/dev/kvm is of the host's devices"),
         (("--ro-bind", f"/proc/{os.getpid()}/status", "/s"), "of a process"),
@@ -223,6 +223,18 @@ def test_refused_by_name(words: tuple[object, ...], text: str) -> None:
     with pytest.raises(Refused) as caught:
         made(*words)
     assert text in caught.value.text
+
+
+def test_limits_of_a_cgroup(top: Path) -> None:
+    for name, text in (("memory.max", "1048576\n"), ("pids.max", "max\n"), ("cpu.max", "5 10\n")):
+        (top / "a" / name).write_text(text)
+    for name, text in (("memory.limit_in_bytes", "9223372036854771712"), ("pids.max", "7\n"),
+                       ("cpu.cfs_quota_us", "-1\n"), ("cpu.cfs_period_us", "10\n")):  # fmt: skip
+        (top / "other" / name).write_text(text)
+    found = made("--cgroup", top / "a", "--cgroup", top / "other")
+    assert found.limits == Limits(1 << 20, 7, 0.5)
+    assert Plan.from_bytes(found.plan()).native.words(Words.CGROUPS) == ()
+    assert found.limits.within(Limits(memory=1, timeout=3)) == Limits(1, 7, 0.5, 3)
 
 
 def test_sockets_and_fifos_are_refused(top: Path) -> None:

@@ -20,6 +20,8 @@ from typing import NoReturn
 
 import pytest
 
+from cowork_nsrun import PIPE, NsrunError, Sandbox, TimeoutExpired, popen
+from cowork_nsrun import run as run_spec
 from cowork_nsrun.program import find_program
 
 NSRUN = find_program()
@@ -211,6 +213,33 @@ def test_kill_leaves_no_machine(talking: subprocess.Popen[bytes]) -> None:
     monitor = monitor_of(talking.pid)
     talking.kill()
     ended(monitor)
+
+
+def test_from_python(verdicts: dict[str, str], folder: Path) -> None:
+    """The same spec and the same result; a limit, and a time that is over."""
+    spec = Sandbox.minimal().bind(folder, "/project").replace(cwd="/project", backend="kvm")
+    script = "cat; echo $((6 * 7)) >out; echo error >&2; exit 5"
+    result = run_spec(["sh", "-c", script], spec, input=b"typed")
+    assert (result.returncode, result.stdout, result.stderr) == (5, b"typed", b"error\n")
+    assert result.backend == "microVM (KVM)"
+    assert (folder / "out").read_text() == "42\n"
+    with pytest.raises(NsrunError, match="/no/such/program"):
+        run_spec(["/no/such/program"], spec)
+
+
+def test_from_python_with_signals(verdicts: dict[str, str]) -> None:
+    spec = Sandbox.minimal().replace(backend="kvm")
+    with popen(["sh", "-c", "trap 'exit 9' TERM; echo ready; cat"], spec,
+               stdin=PIPE, stdout=PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 9
+
+
+def test_a_time_limit(verdicts: dict[str, str]) -> None:
+    with pytest.raises(TimeoutExpired):
+        run_spec(["sleep", "1000"], Sandbox.minimal().replace(backend="kvm", timeout=20))
 
 
 def test_a_terminal(verdicts: dict[str, str], folder: Path) -> None:
