@@ -43,6 +43,12 @@ STEPS = (
     Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
     Step("guest-boot", ("tests/guest/test_vmm.py",), Job((), user=USER, groups=("kvm",))),
+    Step("microvm-root", ("tests/guest/test_exec.py",), Job((), timeout_s=900)),
+    Step(
+        "microvm-user",
+        ("tests/guest/test_exec.py",),
+        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
+    ),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
     Step("agent-root", ("tests/guest/test_agent_guest.py",)),
