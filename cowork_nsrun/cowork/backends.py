@@ -208,7 +208,6 @@ def make(choice: Choice) -> Backend:
     """The backend that was decided for; what is not as expected is said in the log."""
     # each brings in more than the others need
     from cowork_nsrun.cowork.host import HostBackend  # noqa: PLC0415
-    from cowork_nsrun.cowork.machines import MachineBackend  # noqa: PLC0415
     from cowork_nsrun.cowork.namespaces import NamespaceBackend  # noqa: PLC0415
 
     if not choice.known:
@@ -219,6 +218,8 @@ def make(choice: Choice) -> Backend:
         log.error("'nsrun doctor' says more; %s=host runs commands without isolation", VARIABLE)
         return Unavailable(choice.name, f"no sandbox can be made here: {choice.problem}")
     if choice.name == "kvm":
+        from cowork_nsrun.cowork.machines import MachineBackend  # noqa: PLC0415
+
         log.debug("Backend: kvm")
         return MachineBackend()
     if choice.name == "host":
