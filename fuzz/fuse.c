@@ -118,10 +118,10 @@ static void make_scratch(void)
 
 static void start(void)
 {
-	const struct rlimit size = { 1 << 20, 1 << 20 };
+	const struct rlimit size = { 1 << 20, 1 << 20 }, files = { 256, 256 };
 
-	/* a request can ask for files as large as the disk */
-	if (setrlimit(RLIMIT_FSIZE, &size))
+	/* a request can ask for files as large as the disk; tables are as large as files allow */
+	if (setrlimit(RLIMIT_FSIZE, &size) || setrlimit(RLIMIT_NOFILE, &files))
 		abort();
 	make_scratch();
 	atexit(remove_scratch);
