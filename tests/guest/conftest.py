@@ -1,4 +1,4 @@
-"""Fixtures of the tests of a guest's parts."""
+"""What the tests of guests share: an agent, and a machine that runs a stock kernel."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ sys.path.insert(0, str(TESTS / "python"))
 from leftovers import processes_with  # noqa: E402 - found by the line above
 
 UNPRIVILEGED = 12345
+
+
+@pytest.fixture(scope="session")
+def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
+    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
+                                       check=True).stdout)["probes"]  # fmt: skip
+    for probe in probes:
+        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
+            lack(f"no machine: {probe['name']}: {probe['evidence']}")
+    return choose()
 
 
 @pytest.fixture

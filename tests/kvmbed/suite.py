@@ -43,8 +43,15 @@ STEPS = (
     Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
     Step("guest-boot", ("tests/guest/test_vmm.py",), Job((), user=USER, groups=("kvm",))),
+    Step("microvm-root", ("tests/guest/test_exec.py",), Job((), timeout_s=900)),
+    Step(
+        "microvm-user",
+        ("tests/guest/test_exec.py",),
+        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
+    ),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
+    Step("agent-root", ("tests/guest/test_agent_guest.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
@@ -54,6 +61,15 @@ STEPS = (
     # samples: all would take 4 and 20 minutes
     Step("hostile-root", ("tests/hostile", "--every=2")),
     Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),
+)
+# by make kvm-soak, or by name
+SOAKS = (
+    # more bytes than vsock's counters hold
+    Step(
+        "vsock-soak",
+        ("tests/vmm/test_vsock.py",),
+        Job((), timeout_s=7200, environment={"NSRUN_VSOCK_MIB": "4200"}),
+    ),
 )
 
 
@@ -116,15 +132,17 @@ def in_bed(bed: Bed, step: Step, where: Job, results: Path) -> int:
 
 
 def main() -> int:
-    names = [step.name for step in STEPS]
+    names = [step.name for step in (*STEPS, *SOAKS)]
     parser = argparse.ArgumentParser(prog="make kvm-test STEPS=...", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)}")
-    wanted = parser.parse_args().steps or names
+    parser.add_argument("--soak", action="store_true", help="the steps that take long")
+    given = parser.parse_args()
+    wanted = given.steps or [step.name for step in (SOAKS if given.soak else STEPS)]
     for name in set(wanted) - set(names):
         parser.error(f"no step {name!r}; there are: {', '.join(names)}")
     end_on_signals()
     bed = Bed()
-    outcomes = [run(bed, step) for step in STEPS if step.name in wanted]
+    outcomes = [run(bed, step) for step in (*STEPS, *SOAKS) if step.name in wanted]
     print(f"\n{'=' * 20} kvmbed: summary, Linux {bed.kernel.version} {'=' * 20}")
     for outcome in outcomes:
         print(outcome.line())
