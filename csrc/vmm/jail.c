@@ -281,18 +281,6 @@ static void replace_standard(const int *keep, int n)
 		close(null);
 }
 
-void vmm_jail_begin(bool enabled, const int *keep, int n_keep)
-{
-	jail.enabled = enabled;
-	raise_descriptors();
-	if (!enabled)
-		return;
-	close_others(keep, n_keep);
-	replace_standard(keep, n_keep);
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-		vmm_fail(errno, "PR_SET_NO_NEW_PRIVS");
-}
-
 /* Streams, nodes and open files of the guest take a descriptor each. */
 static void raise_descriptors(void)
 {
@@ -303,6 +291,18 @@ static void raise_descriptors(void)
 	limit.rlim_cur = limit.rlim_max;
 	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
 		vmm_fail(errno, "RLIMIT_NOFILE");
+}
+
+void vmm_jail_begin(bool enabled, const int *keep, int n_keep)
+{
+	jail.enabled = enabled;
+	raise_descriptors();
+	if (!enabled)
+		return;
+	close_others(keep, n_keep);
+	replace_standard(keep, n_keep);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		vmm_fail(errno, "PR_SET_NO_NEW_PRIVS");
 }
 
 static void limit(int resource, const char *name)
