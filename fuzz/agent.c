@@ -4,9 +4,12 @@
  * The reader gets the bytes in pieces, whose sizes the input says too.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 /* in place of the kernel's */
 static ssize_t fuzz_read(int fd, void *to, size_t size);
