@@ -17,6 +17,8 @@ enum {
 	NSR_JOB_PLAN = 20480,
 };
 #define NSR_WARDEN_OPTION "--warden"
+/* Below the command's cgroup: the root of a cgroup namespace, with the limits above it. */
+#define NSR_LIMITS_INNER "inner"
 
 struct nsr_job {
 	uint64_t plan_length;

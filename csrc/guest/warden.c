@@ -107,12 +107,12 @@ static int put_at_path(const char *path, const char *text)
 
 static int enter_limits(const struct nsr_job *job)
 {
-	char path[NSR_LIMITS_PATH + 16];
+	char path[NSR_LIMITS_PATH + 32];
 	int ret;
 
 	if (!job->limits[0])
 		return 0;
-	snprintf(path, sizeof(path), "%s/cgroup.procs", job->limits);
+	snprintf(path, sizeof(path), "%s/" NSR_LIMITS_INNER "/cgroup.procs", job->limits);
 	ret = put_at_path(path, "0");
 	return ret ? nsr_diag_errno(&run.diag, -ret, "Can't enter the cgroup %s", job->limits) : 0;
 }
