@@ -180,6 +180,7 @@ AGENTS = (
     frame(1, SETTINGS) + frame(2, b"plan" * 20),
     frame(1, SETTINGS) + frame(3, b"\x0f\0\0\0") + frame(5, bytes(8)),
     frame(4, struct.pack("<2I", 24, 80)) + frame(7, b"") * 9 + frame(6, b""),
+    frame(7, b"") * 99,
     frame(1, SETTINGS[:-4]),
     frame(9, b"x") + frame(7, b""),
 )
@@ -187,9 +188,11 @@ AGENTS = (
 
 def agents() -> list[bytes]:
     """How long the pieces are in which they come, then the frames; and hellos."""
-    pieces = (b"", b"\x08\x68\0\x08\xff", bytes(range(1, 60)))
+    # the last one: a frame is read, nothing can be written, a frame is read, ...
+    pieces = (b"", b"\x08\x68\0\x08\xff", bytes(range(1, 60)), b"\x08" + b"\0\x08" * 31)
     found = [bytes([len(sizes)]) + sizes + said for said in AGENTS for sizes in pieces]
-    return [*found, *(struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6))]
+    found += [SETTINGS, SETTINGS[:28] + struct.pack("<I", 9000) + SETTINGS[32:]]
+    return found + [struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6)]
 
 
 def main(directory: Path, towrite: Path) -> int:

@@ -22,6 +22,7 @@ enum {
 
 struct nsr_job {
 	uint64_t plan_length;
+	int32_t guest;              /* all is ours, see mount_proc() */
 	int32_t own_userns;         /* it was made for the right to make the others */
 	struct rlimit nofile;       /* what the command gets */
 	char limits[NSR_LIMITS_PATH];

@@ -190,14 +190,17 @@ static void reset_signals(void)
 }
 
 /*
- * The command sees the processes of its own pid namespace.  A user may not be
- * allowed to mount it where parts of /proc are covered: then it stays as it is.
+ * The command sees the processes of its own pid namespace.  In a guest the one
+ * with the agent in it goes, which else a payload that is root could lay bare.
+ * A user may not be allowed to mount it where parts of /proc are covered: then
+ * it stays as it is.
  */
 static void mount_proc(const struct nsr_job *job)
 {
 	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    (job->guest && umount2("/proc", MNT_DETACH)) ||
 	    (mount("proc", "/proc", "proc", flags, NULL) && !job->own_userns)) {
 		nsr_diag_errno(&run.diag, errno, "Can't mount /proc");
 		give_up(&run.diag);

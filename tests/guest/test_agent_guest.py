@@ -26,8 +26,7 @@ from cowork_nsrun.guest.view import Export, view_bytes
 
 MIB = 1 << 20
 HOST = "/run/nsrun/exports/0"
-SANDBOX = ("--unshare-all", "--ro-bind", HOST, "/", "--proc", "/proc", "--dev", "/dev")
-SANDBOX += ("--tmpfs", "/tmp")
+SANDBOX = tuple(f"--unshare-all --ro-bind {HOST} / --proc /proc --dev /dev --tmpfs /tmp".split())
 #: the guest itself, as it is
 BARE = ("--dev-bind", "/", "/")
 USER = Settings(1000, 1000, groups=(44,))
@@ -208,7 +207,7 @@ def test_deadline(guest: Guest) -> None:
     assert (outcome.status, outcome.usage.timed_out) == (124, True)
 
 
-# --- what a guest is given ------------------------------------------------------------------------
+# --- what a guest is given ---------------------------------------------------------------------
 
 
 def test_clock_and_entropy(guest: Guest) -> None:
@@ -224,8 +223,7 @@ def test_devices_and_file_systems(guest: Guest) -> None:
         "cd /tmp/g && test -c dev/null && test -e dev/fd/0 && test -d dev/pts && test -d dev/shm "
         "&& test -d sys/fs/cgroup && test -d run/nsrun/exports/0/usr && cat proc/sys/kernel/ostype"
     )
-    words = ("--ro-bind", HOST, "/", "--proc", "/proc", "--tmpfs", "/tmp")
-    words += ("--dev-bind", "/", "/tmp/g")
+    words = f"--ro-bind {HOST} / --proc /proc --tmpfs /tmp --dev-bind / /tmp/g".split()
     outcome = guest.run(*words, "sh", "-xc", script, settings=ROOT)
     assert outcome.stdout == b"Linux\n", outcome.stderr
 
@@ -236,7 +234,7 @@ def test_loopback_is_up(guest: Guest) -> None:
     assert int(guest.run(*words, "sh", "-c", script, settings=ROOT).stdout, 16) & 1
 
 
-# --- walls -----------------------------------------------------------------------------------------
+# --- walls -------------------------------------------------------------------------------------
 
 
 def test_command_does_not_reach_the_agent(guest: Guest) -> None:
@@ -276,7 +274,8 @@ def test_command_that_reboots_ends_itself(guest: Guest) -> None:
     script = "import ctypes, time; ctypes.CDLL(None).reboot(0x4321FEDC); time.sleep(1000)"
     words = ("--ro-bind", HOST, "/", "--dev", "/dev")
     outcome = guest.run(*words, sys.executable, "-c", script, settings=ROOT)
-    assert outcome.status == 137
+    # as the kernel says it of a pid namespace that switches off
+    assert outcome.status == 128 + signal.SIGINT
     assert alone(guest)
 
 
@@ -288,7 +287,14 @@ def test_command_sees_its_own_processes(guest: Guest) -> None:
     assert {b"init", b"cat"} <= set(outcome.stdout.split()) <= {b"init", b"sh", b"cat", b"sort"}
 
 
-# --- the end -----------------------------------------------------------------------------------------
+def test_no_proc_of_the_agent_lies_below(guest: Guest) -> None:
+    busybox = f"{HOST}/bin/busybox"
+    script = f"cd /proc; {busybox} umount -l /proc; {busybox} ls /proc; echo $?"
+    outcome = guest.run(*BARE, busybox, "sh", "-c", script, settings=ROOT)
+    assert outcome.stdout == b"0\n", outcome
+
+
+# --- the end -----------------------------------------------------------------------------------
 
 
 def test_power_off(own_guest: Guest) -> None:
