@@ -230,6 +230,30 @@ def fuse(requests: tuple[tuple[int, int, bytes], ...]) -> bytes:
         head = struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, node, 0, 0, 0, 0)
         whole += struct.pack("<H", 40 + len(body)) + head + body
     return whole
+def frame(kind: int, payload: bytes) -> bytes:
+    return struct.pack("<2I", kind, len(payload)) + payload
+
+
+SETTINGS = struct.pack("<8I4Qq32s", 1, 3, 1000, 1000, 18, 24, 80, 2, 1 << 25, 64, 500, 9, 1, b"e")
+SETTINGS += struct.pack("<2I", 4, 24)
+#: frames of csrc/guest/protocol.h, as hosts send them
+AGENTS = (
+    frame(1, SETTINGS) + frame(2, b"plan" * 20),
+    frame(1, SETTINGS) + frame(3, b"\x0f\0\0\0") + frame(5, bytes(8)),
+    frame(4, struct.pack("<2I", 24, 80)) + frame(7, b"") * 9 + frame(6, b""),
+    frame(7, b"") * 99,
+    frame(1, SETTINGS[:-4]),
+    frame(9, b"x") + frame(7, b""),
+)
+
+
+def agents() -> list[bytes]:
+    """How long the pieces are in which they come, then the frames; and hellos."""
+    # the last one: a frame is read, nothing can be written, a frame is read, ...
+    pieces = (b"", b"\x08\x68\0\x08\xff", bytes(range(1, 60)), b"\x08" + b"\0\x08" * 31)
+    found = [bytes([len(sizes)]) + sizes + said for said in AGENTS for sizes in pieces]
+    found += [SETTINGS, SETTINGS[:28] + struct.pack("<I", 9000) + SETTINGS[32:]]
+    return found + [struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6)]
 
 
 def main(directory: Path, towrite: Path) -> int:
@@ -238,10 +262,12 @@ def main(directory: Path, towrite: Path) -> int:
         (directory / name).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):
             (directory / name / str(number)).write_bytes(data)
-    for name in ("argv", "plan", "hand", "vsock"):
+    for name in ("argv", "plan", "hand", "agent", "vsock"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     for number, parts in enumerate(HANDS):
         (directory / "hand" / str(number)).write_bytes(hand(*parts))
+    for number, said in enumerate(agents()):
+        (directory / "agent" / str(number)).write_bytes(said)
     for number, actions in enumerate(VSOCKS):
         (directory / "vsock" / str(number)).write_bytes(actions)
     for number, line in enumerate(LINES):

@@ -54,13 +54,3 @@ def server(agents: Server) -> Iterator[Server]:
     yield agents
     agents.wait_until_idle(before)
     assert agents.process.poll() is None
-
-
-@pytest.fixture(scope="session")
-def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
-    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
-                                       check=True).stdout)["probes"]  # fmt: skip
-    for probe in probes:
-        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
-            lack(f"no machine: {probe['name']}: {probe['evidence']}")
-    return choose()
