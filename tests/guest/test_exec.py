@@ -108,7 +108,8 @@ read -r line; echo "stdin: $line"; rest=$(cat); echo "rest: ${#rest}"
 python3 -c 'import os, json; print(json.dumps({"sum": sum(range(100)), "uid": os.getuid()}))'
 printf '#include <stdio.h>\\nint main(void) { puts("compiled"); return 0; }\\n' >hello.c
 cc -o hello hello.c && ./hello
-export HOME=/tmp GIT_AUTHOR_DATE=@0 GIT_COMMITTER_DATE=@0
+export HOME=/tmp GIT_AUTHOR_DATE="1700000000 +0000"
+export GIT_COMMITTER_DATE="$GIT_AUTHOR_DATE"
 git init -q -b main repo && cd repo
 git config user.email a@b && git config user.name a
 echo text >file && git add file && git commit -qm first && git log --format=%H:%s
