@@ -12,6 +12,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ SYSTEM = (
     *("--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run"),
     *(word for name in ("/bin", "/lib", "/lib64", "/sbin")
       for word in ("--symlink", f"usr{name}", name)),
+    *("--ro-bind", sys.base_prefix, sys.base_prefix),
     *("--dir", "/sessions/a", "--dir", "/sessions/a/mnt"),
 )  # fmt: skip
 ENDS = ("--unshare-pid", "--unshare-net", "--die-with-parent", "--new-session", "--")
@@ -102,10 +104,11 @@ def listing(folder: Path) -> list[tuple[str, int, int, bytes]]:
     return found
 
 
+PYTHON = str(Path(sys.executable).resolve())
 JOB = """
 set -e
 read -r line; echo "stdin: $line"; rest=$(cat); echo "rest: ${#rest}"
-python3 -c 'import os, json; print(json.dumps({"sum": sum(range(100)), "uid": os.getuid()}))'
+'$PYTHON' -c 'import os, json; print(json.dumps({"sum": sum(range(100)), "uid": os.getuid()}))'
 printf '#include <stdio.h>\\nint main(void) { puts("compiled"); return 0; }\\n' >hello.c
 cc -o hello hello.c && ./hello
 export HOME=/tmp GIT_AUTHOR_DATE="1700000000 +0000"
@@ -116,7 +119,7 @@ echo text >file && git add file && git commit -qm first && git log --format=%H:%
 echo to-stderr >&2
 touch /usr/nothing 2>/dev/null || echo read-only
 exit 7
-"""
+""".replace("$PYTHON", PYTHON)
 
 
 def test_a_job(verdicts: dict[str, str], folder: Path) -> None:
