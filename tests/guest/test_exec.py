@@ -21,6 +21,8 @@ from typing import NoReturn
 
 import pytest
 
+from net_servers import sender, tcp_server
+
 from cowork_nsrun import PIPE, NsrunError, Sandbox, TimeoutExpired, popen
 from cowork_nsrun import run as run_spec
 from cowork_nsrun.program import find_program
@@ -217,6 +219,37 @@ def test_kill_leaves_no_machine(talking: subprocess.Popen[bytes]) -> None:
     monitor = monitor_of(talking.pid)
     talking.kill()
     ended(monitor)
+
+
+FETCH = """
+import socket, sys
+for name, port in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    try:
+        with socket.create_connection((name, port)) as stream:
+            print(len(stream.makefile("rb").read()))
+    except OSError as error:
+        print("refused")
+"""
+
+
+def test_the_callers_network(
+    verdicts: dict[str, str], folder: Path, lack: Callable[[str], NoReturn]
+) -> None:
+    """Without --unshare-net: what the caller reaches, but not the host's own loopback."""
+    if os.geteuid() != 0:
+        lack("an address of the host's that is not its loopback's: it takes root to add one")
+    address = "198.51.100.7"
+    subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+    data = bytes(300_000)
+    try:
+        with tcp_server(sender(data), address) as (port, _), tcp_server(sender(data)) as (own, _):
+            words = argv("kvm", folder, PYTHON, "-c", FETCH, address, str(port),
+                         "127.0.0.1", str(own))  # fmt: skip
+            words.remove("--unshare-net")
+            done = subprocess.run(words, capture_output=True, check=False)
+    finally:
+        subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "lo"], check=True)
+    assert done.stdout == b"300000\nrefused\n", done
 
 
 def test_from_python(verdicts: dict[str, str], folder: Path) -> None:
