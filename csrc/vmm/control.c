@@ -12,9 +12,11 @@
 #include "cpu.h"
 #include "end.h"
 #include "loop.h"
+#include "snapshot.h"
 
 static struct vmm_event event = { .fd = -1 };
 static struct vmm_streams streams;
+static const struct vmm_vm *machine;
 
 union fd_message {
 	struct cmsghdr header;
@@ -76,9 +78,25 @@ static void obey_connect(const struct vmm_record *record, int fd)
 	vmm_control_answer(VMM_REFUSED, record->port, record->value);
 }
 
+void vmm_control_set_machine(const struct vmm_vm *vm)
+{
+	machine = vm;
+}
+
+static void obey_save(const struct vmm_record *record, int fd)
+{
+	int ret;
+
+	if (fd < 0)
+		vmm_fail(0, "control: SAVE without a descriptor");
+	ret = vmm_snapshot_save(machine, fd);
+	close(fd);
+	vmm_control_answer(ret ? VMM_NOT_SAVED : VMM_SAVED, (uint32_t)-ret, record->value);
+}
+
 static void obey(const struct vmm_record *record, int fd)
 {
-	if (fd >= 0 && record->type != VMM_CONNECT)
+	if (fd >= 0 && record->type != VMM_CONNECT && record->type != VMM_SAVE)
 		vmm_fail(0, "control: a descriptor with a record of type %u", record->type);
 	switch (record->type) {
 	case VMM_CONNECT:
@@ -99,6 +117,9 @@ static void obey(const struct vmm_record *record, int fd)
 	case VMM_RESUME:
 		vmm_cpus_resume();
 		vmm_control_answer(VMM_RESUMED, 0, 0);
+		break;
+	case VMM_SAVE:
+		obey_save(record, fd);
 		break;
 	default:
 		vmm_fail(0, "control: no record has the type %u", record->type);

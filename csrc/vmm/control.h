@@ -25,6 +25,7 @@ enum vmm_record_type {
 	VMM_UNLISTEN = 3,           /* port */
 	VMM_PAUSE = 4,
 	VMM_RESUME = 5,
+	VMM_SAVE = 7,               /* value: cookie, with an empty file; while paused */
 	/* monitor to owner */
 	VMM_RUNNING = 65,
 	VMM_CONNECTED = 66,         /* port, value: cookie */
@@ -33,6 +34,8 @@ enum vmm_record_type {
 	VMM_PAUSED = 69,
 	VMM_RESUMED = 70,
 	VMM_ENDED = 71,             /* port: a reason */
+	VMM_SAVED = 76,             /* value: cookie */
+	VMM_NOT_SAVED = 77,         /* port: errno, value: cookie */
 };
 
 enum vmm_ended {
@@ -50,6 +53,9 @@ struct vmm_streams {
 	void *device;
 };
 
+/* What is saved. */
+struct vmm_vm;
+void vmm_control_set_machine(const struct vmm_vm *vm);
 /* Serve the socket from now on; ends the monitor when that can't be. */
 void vmm_control_start(struct vmm_loop *loop, int fd);
 /* The stream device; before it every CONNECT is refused. */

@@ -3,8 +3,10 @@
 #ifndef VMM_CPU_H
 #define VMM_CPU_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
+struct vmm_state;
 struct vmm_vm;
 
 /* So many of them; the first begins at entry in 64-bit mode, the others wait for it. */
@@ -18,5 +20,12 @@ void vmm_cpus_run(void);
  */
 void vmm_cpus_pause(void);
 void vmm_cpus_resume(void);
+/* Whether all of them stand still.  Locked. */
+bool vmm_cpus_paused(void);
+
+/* Their registers, while they stand still; 0, or -errno and what was refused. */
+int vmm_cpus_save(const struct vmm_vm *vm, struct vmm_state *state, const char **what);
+/* In place of vmm_cpus_make: as they were saved. */
+void vmm_cpus_restore(const struct vmm_vm *vm, struct vmm_state *state);
 
 #endif

@@ -14,8 +14,10 @@
 #include "options.h"
 #include "rng.h"
 #include "serial.h"
+#include "snapshot.h"
 #include "vm.h"
 #include "vsock.h"
+#include "zygote.h"
 
 static struct vmm_vm vm;
 static struct vmm_options options;
@@ -38,25 +40,53 @@ static void ignore_broken_pipes(void)
 	sigaction(SIGPIPE, &ignore, NULL);
 }
 
+/* What the machine begins as. */
+static void prepare(struct vmm_loop *loop)
+{
+	vmm_vm_make(&vm);
+	vmm_serial_start(options.console, vmm_vm_interrupt(&vm, VMM_SERIAL_GSI));
+	attach_devices(loop);
+	if (options.restore >= 0) {
+		vmm_lock();
+		vmm_snapshot_load(&vm);
+		vmm_unlock();
+		return;
+	}
+	vmm_acpi(&vm.memory, options.cpus, vmm_mmio_devices());
+	vmm_cpus_make(&vm, options.cpus, vmm_boot(&vm.memory, &options));
+}
+
+static void make_memory(void)
+{
+	int ret;
+
+	if (options.restore >= 0) {
+		vmm_snapshot_open(&vm, options.restore);
+		return;
+	}
+	ret = vmm_memory_make(&vm.memory, options.memory_mib << 20);
+	if (ret)
+		vmm_fail(-ret, "--memory %llu", (unsigned long long)options.memory_mib);
+}
+
 int main(int argc, char **argv)
 {
 	struct vmm_loop *loop;
-	uint64_t entry;
 	int ret;
 
 	(void)argc;
 	vmm_options(&options, argv + 1);
 	ignore_broken_pipes();
+	vmm_vm_open(&vm);
+	make_memory();
+	if (options.zygote >= 0)
+		vmm_zygote(&options);
 	loop = vmm_loop_new();
 	if (!loop)
 		vmm_fail(ENOMEM, "the loop of the devices");
+	vmm_control_set_machine(&vm);
 	vmm_control_start(loop, options.control);
-	vmm_vm_make(&vm, options.memory_mib << 20);
-	vmm_serial_start(options.console, vmm_vm_interrupt(&vm, VMM_SERIAL_GSI));
-	attach_devices(loop);
-	vmm_acpi(&vm.memory, options.cpus, vmm_mmio_devices());
-	entry = vmm_boot(&vm.memory, &options);
-	vmm_cpus_make(&vm, options.cpus, entry);
+	prepare(loop);
 	vmm_cpus_start();
 	vmm_control_send(VMM_RUNNING, 0, 0, -1);
 	vmm_cpus_run();
