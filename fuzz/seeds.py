@@ -4,7 +4,8 @@
 
 writes DIRECTORY/argv/N (words, each with its NUL), DIRECTORY/plan/N (the
 same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
-message of csrc/core/hand.h for such commands).
+message of csrc/core/hand.h for such commands), DIRECTORY/vsock/N (what a
+driver and a host do, as fuzz/vsock.c reads it).
 """
 
 from __future__ import annotations
@@ -65,11 +66,43 @@ def hand(
     return struct.pack("<6I", 24 + len(body), flags, *counts) + body
 
 
+# actions of fuzz/vsock.c, settled
+PACKET, RAW, CONNECT, SEND, RECEIVE, SHUT, CLOSE, POST, TAKE, LISTEN = (
+    bytes([(n - 0x80) % 15 + 0x80]) for n in range(10)
+)
+
+
+def packet(op: int, data: int = 0, flags: int = 0) -> bytes:
+    """From port 0 of the guest's to the last port of the host's that it saw, with room."""
+    return PACKET + bytes([op, 0, 0, flags, 0xB0, 0, data])
+
+
+OPENED = CONNECT + b"\0" + TAKE + packet(2)
+VSOCKS = (
+    OPENED + packet(5, 60) + RECEIVE + b"\0\x3f" + packet(4, flags=3) + TAKE,
+    OPENED + SEND + b"\0\x8c" + TAKE + packet(6) + TAKE + CLOSE + b"\0\0" + TAKE + packet(3),
+    OPENED + packet(5, 0x8F) * 12 + RECEIVE + b"\0\x91" + SHUT + b"\0\1" + packet(7) + TAKE,
+    OPENED * 4 + CLOSE + b"\1\0" + SHUT + b"\2\0" + packet(4, flags=1) + packet(4, flags=2),
+    CONNECT + b"\0" + TAKE + packet(3) + CONNECT + b"\1" + CLOSE + b"\0\0" + POST + b"\4" + TAKE,
+    LISTEN
+    + b"\0"
+    + packet(1)
+    + packet(5, 9)
+    + TAKE
+    + packet(1)
+    + packet(9)
+    + RAW
+    + bytes([44, *range(44)]),
+)
+
+
 def main(directory: Path, towrite: Path) -> int:
-    for name in ("argv", "plan", "hand"):
+    for name in ("argv", "plan", "hand", "vsock"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     for number, parts in enumerate(HANDS):
         (directory / "hand" / str(number)).write_bytes(hand(*parts))
+    for number, actions in enumerate(VSOCKS):
+        (directory / "vsock" / str(number)).write_bytes(actions)
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)

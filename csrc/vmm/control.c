@@ -4,19 +4,23 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "cpu.h"
+#include "device.h"
 #include "end.h"
+#include "fs_device.h"
 #include "loop.h"
 #include "snapshot.h"
 
 static struct vmm_event event = { .fd = -1 };
 static struct vmm_streams streams;
 static const struct vmm_vm *machine;
+static struct vmm_device *fs;
 
 union fd_message {
 	struct cmsghdr header;
@@ -57,6 +61,11 @@ void vmm_control_set_streams(const struct vmm_streams *given)
 	streams = *given;
 }
 
+void vmm_control_set_fs(struct vmm_device *device)
+{
+	fs = device;
+}
+
 void vmm_control_answer(enum vmm_record_type type, uint32_t port, uint64_t value)
 {
 	int ret = vmm_control_send(type, port, value, -1);
@@ -94,17 +103,50 @@ static void obey_save(const struct vmm_record *record, int fd)
 	vmm_control_answer(ret ? VMM_NOT_SAVED : VMM_SAVED, (uint32_t)-ret, record->value);
 }
 
+/* Unlocked, since the host's file systems may be slow to open what is named. */
+static int add_exports(int view)
+{
+	char error[512];
+	int first;
+
+	if (!fs)
+		return -ENODEV;
+	vmm_unlock();
+	first = vmm_fs_add(fs, view, error, sizeof(error));
+	vmm_lock();
+	if (first >= 0)
+		return first;
+	fprintf(stderr, "nsrun-vmm: EXPORTS: %s\n", error);
+	return -EINVAL;
+}
+
+static void obey_exports(const struct vmm_record *record, int fd)
+{
+	int first;
+
+	if (fd < 0)
+		vmm_fail(0, "control: EXPORTS without a descriptor");
+	first = add_exports(fd);
+	close(fd);
+	if (first < 0)
+		vmm_control_answer(VMM_NOT_EXPORTED, (uint32_t)-first, record->value);
+	else
+		vmm_control_answer(VMM_EXPORTED, (uint32_t)first, record->value);
+}
+
 static void obey(const struct vmm_record *record, int fd)
 {
-	if (fd >= 0 && record->type != VMM_CONNECT && record->type != VMM_SAVE)
+	if (fd >= 0 && record->type != VMM_CONNECT && record->type != VMM_EXPORTS &&
+	    record->type != VMM_SAVE)
 		vmm_fail(0, "control: a descriptor with a record of type %u", record->type);
 	switch (record->type) {
 	case VMM_CONNECT:
 		obey_connect(record, fd);
 		break;
 	case VMM_LISTEN:
-		if (streams.listen)
-			streams.listen(streams.device, record->port);
+		if (!streams.listen)
+			vmm_fail(0, "control: LISTEN without --vsock");
+		streams.listen(streams.device, record->port);
 		break;
 	case VMM_UNLISTEN:
 		if (streams.unlisten)
@@ -121,6 +163,9 @@ static void obey(const struct vmm_record *record, int fd)
 	case VMM_SAVE:
 		obey_save(record, fd);
 		break;
+	case VMM_EXPORTS:
+		obey_exports(record, fd);
+		break;
 	default:
 		vmm_fail(0, "control: no record has the type %u", record->type);
 	}
@@ -135,7 +180,7 @@ static int descriptor_of(struct msghdr *message)
 		return -1;
 	if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
 	    header->cmsg_len != CMSG_LEN(sizeof(fd)))
-		vmm_fail(0, "control: something other than one descriptor came with a record");
+		vmm_fail(0, "control: more than one descriptor came with a record");
 	memcpy(&fd, CMSG_DATA(header), sizeof(fd));
 	return fd;
 }

@@ -9,6 +9,7 @@
 #include "control.h"
 #include "cpu.h"
 #include "end.h"
+#include "fs_device.h"
 #include "loop.h"
 #include "mmio.h"
 #include "options.h"
@@ -22,6 +23,15 @@
 static struct vmm_vm vm;
 static struct vmm_options options;
 
+static void attach_fs(struct vmm_loop *loop, const struct vmm_fs_option *option, bool first)
+{
+	struct vmm_device *fs = vmm_fs_new(option->tag, option->view);
+
+	vmm_mmio_attach(&vm, loop, fs);
+	if (first)
+		vmm_control_set_fs(fs);
+}
+
 static void attach_devices(struct vmm_loop *loop)
 {
 	if (options.rng)
@@ -30,6 +40,8 @@ static void attach_devices(struct vmm_loop *loop)
 		vmm_mmio_attach(&vm, loop, vmm_vsock_controlled(loop, options.cid));
 	for (uint32_t i = 0; i < options.n_blk; i++)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
+	for (uint32_t i = 0; i < options.n_fs; i++)
+		attach_fs(loop, &options.fs[i], i == 0);
 }
 
 /* A write to a pipe or socket whose reader is gone is an error, no end. */

@@ -23,8 +23,9 @@ GUEST_FLAGS = (
 )
 #: bytes: type, port, value
 RECORD = struct.Struct("=IIQ")
-CONNECT, LISTEN, UNLISTEN, PAUSE, RESUME = range(1, 6)
+CONNECT, LISTEN, UNLISTEN, PAUSE, RESUME, EXPORTS = range(1, 7)
 RUNNING, CONNECTED, REFUSED, ACCEPTED, PAUSED, RESUMED, ENDED = range(65, 72)
+EXPORTED, NOT_EXPORTED = 72, 73
 #: seconds after which a monitor counts as hung, far more than any takes
 HANG = 120
 
@@ -45,7 +46,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Ended_:
+class Ended:
     """How a monitor ended, and all that it said."""
 
     status: int
@@ -84,14 +85,14 @@ class Monitor:
         assert record.type == kind
         return record
 
-    def finish(self) -> Ended_:
+    def finish(self) -> Ended:
         """Wait for its end."""
         with contextlib.suppress(ConnectionResetError):
             while self.receive():
                 pass
         _, stderr = self.process.communicate(timeout=HANG)
         console = self.console.read_bytes().decode(errors="replace")
-        return Ended_(self.process.returncode, console, stderr.decode(), tuple(self.records))
+        return Ended(self.process.returncode, console, stderr.decode(), tuple(self.records))
 
 
 @contextlib.contextmanager
@@ -135,7 +136,7 @@ def run(
     cmdline: str = "",
     initrd: Path | None = None,
     fds: Sequence[int] = (),
-) -> Ended_:
+) -> Ended:
     """The same to its end."""
     with monitor(kernel, *options, cmdline=cmdline, initrd=initrd, fds=fds) as machine:
         return machine.finish()

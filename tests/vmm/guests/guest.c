@@ -175,11 +175,14 @@ void take_interrupts(uint32_t gsi)
 	idt[VECTOR].type = 0x8e00;
 	idt[VECTOR].middle = (uint16_t)(at >> 16);
 	idt[VECTOR].high = (uint32_t)(at >> 32);
-	__asm__ volatile("lidt %0" : : "m"(place));
+	/* the old interrupt controller is there too, and has every line as well */
+	outb(0x21, 0xff);
+	outb(0xa1, 0xff);
+	__asm__ volatile("lidt %0" : : "m"(place) : "memory");
 	write32(LAPIC + LAPIC_SPURIOUS, LAPIC_ON);
 	write32(IOAPIC, 0x10 + 2 * gsi);
 	write32(IOAPIC + 0x10, VECTOR);
 	write32(IOAPIC, 0x11 + 2 * gsi);
 	write32(IOAPIC + 0x10, 0);
-	__asm__ volatile("sti");
+	__asm__ volatile("sti" : : : "memory");
 }

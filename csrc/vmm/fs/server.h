@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * server.h - the file server: FUSE requests in, replies out, over no transport.
+ *
+ * The directory that the client mounts has one child for each export of the
+ * view, named 0, 1, 2...  What the view (view.h) takes away is taken away here,
+ * whatever the client asks for.
+ */
+#ifndef FS_SERVER_H
+#define FS_SERVER_H
+
+#include <stddef.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct fs_server;
+
+/*
+ * Without bytes there are no exports yet.  NULL: error says what is wrong, in one line.
+ * To be called in the process that serves, with /proc mounted; later /proc may
+ * be out of reach.  Sets the process's umask to 0, since clients apply their
+ * own, and ignores SIGXFSZ.
+ */
+struct fs_server *fs_server_new(const void *view, size_t len, char *error, size_t n);
+void fs_server_free(struct fs_server *server);
+
+/*
+ * More exports, behind those that are there; any thread, while requests are
+ * served.  The index of the first new one, or -1 with error set and nothing added.
+ */
+int fs_server_add(struct fs_server *server, const void *view, size_t len, char *error, size_t n);
+
+/*
+ * Serve one request.  Any thread, several at once.
+ * Returns the bytes of the reply in out, 0 when none is due, or
+ * -EAGAIN: a lock is held by another: give the same request again later;
+ * -EPROTO: no request at all, or no room for a reply's header.
+ */
+ssize_t fs_request(struct fs_server *server, const struct iovec *in, int n_in,
+		   const struct iovec *out, int n_out);
+
+#endif
