@@ -266,13 +266,6 @@ void vmm_cpus_start(void)
 	pthread_attr_destroy(&attr);
 }
 
-void vmm_cpus_run(void)
-{
-	vmm_lock();
-	vmm_cpus_resume();
-	vmm_unlock();
-}
-
 void vmm_cpus_pause(void)
 {
 	cpus.stop = true;

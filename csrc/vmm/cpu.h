@@ -11,9 +11,8 @@ struct vmm_vm;
 
 /* So many of them; the first begins at entry in 64-bit mode, the others wait for it. */
 void vmm_cpus_make(const struct vmm_vm *vm, uint32_t n, uint64_t entry);
-/* Their threads, which wait until vmm_cpus_run. */
+/* Their threads, which wait until vmm_cpus_resume. */
 void vmm_cpus_start(void);
-void vmm_cpus_run(void);
 /*
  * Stop them, and come back when all of them have; let them go on.
  * Locked; the lock is free meanwhile.

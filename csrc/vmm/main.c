@@ -81,6 +81,20 @@ static void make_memory(void)
 		vmm_fail(-ret, "--memory %llu", (unsigned long long)options.memory_mib);
 }
 
+/* The guest runs, or waits for RESUME. */
+static void begin(void)
+{
+	vmm_lock();
+	if (options.paused) {
+		vmm_cpus_pause();
+		vmm_control_send(VMM_PAUSED, 0, 0, -1);
+	} else {
+		vmm_control_send(VMM_RUNNING, 0, 0, -1);
+		vmm_cpus_resume();
+	}
+	vmm_unlock();
+}
+
 int main(int argc, char **argv)
 {
 	struct vmm_loop *loop;
@@ -100,8 +114,7 @@ int main(int argc, char **argv)
 	vmm_control_start(loop, options.control);
 	prepare(loop);
 	vmm_cpus_start();
-	vmm_control_send(VMM_RUNNING, 0, 0, -1);
-	vmm_cpus_run();
+	begin();
 	ret = vmm_loop_run(loop);
 	vmm_fail(-ret, "the loop of the devices");
 }

@@ -97,6 +97,8 @@ static bool take_flag(struct vmm_options *options, const char *option)
 {
 	if (!strcmp(option, "--rng"))
 		options->rng = true;
+	else if (!strcmp(option, "--paused"))
+		options->paused = true;
 	else if (!strcmp(option, "--no-jail"))
 		options->jail = false;
 	else

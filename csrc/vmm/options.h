@@ -31,7 +31,7 @@ struct vmm_options {
 	const char *cmdline;
 	uint64_t memory_mib;
 	uint32_t cpus;
-	bool rng, vsock, jail;
+	bool rng, vsock, jail, paused;
 	uint32_t cid;
 	uint32_t n_blk, n_fs;
 	struct vmm_blk_option blk[VMM_DEVICES];
