@@ -145,16 +145,18 @@ static void take_value(struct vmm_options *options, const char *option, char *va
 /* A machine is booted, restored, or restored by forks when they are asked for. */
 static void check_sources(const struct vmm_options *options)
 {
-	if (options->zygote >= 0 && options->restore < 0)
-		usage("--zygote needs --restore");
-	if (options->zygote >= 0 && (options->control >= 0 || options->console >= 0))
-		usage("--zygote: each machine gets a control socket and a console of its own");
-	if (options->zygote < 0 && options->control < 0)
-		usage("--control-fd is needed");
-	if (options->kernel >= 0 && options->restore >= 0)
+	bool restore = options->restore >= 0, zygote = options->zygote >= 0;
+
+	if (options->kernel < 0 && !restore)
+		usage("--kernel-fd or --restore is needed");
+	if (options->kernel >= 0 && restore)
 		usage("--kernel-fd or --restore, but not both");
-	if (options->kernel < 0 && options->restore < 0)
-		usage("--kernel-fd is needed");
+	if (zygote && !restore)
+		usage("--zygote needs --restore");
+	if (zygote && (options->control >= 0 || options->console >= 0))
+		usage("--zygote: each machine gets a control socket and a console of its own");
+	if (!zygote && options->control < 0)
+		usage("--control-fd is needed");
 }
 
 void vmm_options(struct vmm_options *options, char **words)
