@@ -5,7 +5,8 @@
 writes DIRECTORY/argv/N (words, each with its NUL), DIRECTORY/plan/N (the
 same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
 message of csrc/core/hand.h for such commands), DIRECTORY/vsock/N (what a
-driver and a host do, as fuzz/vsock.c reads it).
+driver and a host do, as fuzz/vsock.c reads it); for virtqueue and mmio
+queues that a driver could have made.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 LINES = (
@@ -96,7 +98,69 @@ VSOCKS = (
 )
 
 
+DESC, AVAIL, USED = 0x1000, 0x1400, 0x1800
+NEXT, WRITE, INDIRECT = 1, 2, 4
+
+
+def descriptor(address: int, length: int, flags: int, following: int = 0) -> bytes:
+    return struct.pack("<QIHH", address, length, flags, following)
+
+
+#: tables of descriptors, each with the heads that are offered
+RINGS = (
+    ([descriptor(0x2000, 100, NEXT, 1), descriptor(0x2100, 200, WRITE)], [0]),
+    ([descriptor(0x2000, 16, WRITE), descriptor(1 << 32, 4096, WRITE)], [0, 1, 0]),
+    (
+        [
+            descriptor(0x1010, 32, INDIRECT),
+            descriptor(0x3000, 1, NEXT, 2),
+            descriptor(0x3100, 0, WRITE),
+        ],
+        [0, 1],
+    ),
+    ([descriptor(0x2000, 8, WRITE | NEXT, 0)], [0]),
+)
+
+
+def memory(table: list[bytes], heads: list[int]) -> bytes:
+    """A guest's memory with that queue."""
+    image = bytearray(0x1800)
+    image[DESC : DESC + 16 * len(table)] = b"".join(table)
+    ring = struct.pack(f"<HH{len(heads)}H", 0, len(heads), *heads)
+    image[AVAIL : AVAIL + len(ring)] = ring
+    return bytes(image)
+
+
+def virtqueues() -> Iterator[bytes]:
+    """As fuzz/virtqueue.c reads them."""
+    for number, (table, heads) in enumerate(RINGS):
+        for flags in (number % 8, 7 - number % 8):
+            setting = (3, flags, DESC, AVAIL, USED, DESC + 8, number % 2, 0)
+            yield struct.pack("<BBHHHHBB", *setting) + memory(table, heads)
+
+
+def mmios() -> Iterator[bytes]:
+    """Steps of fuzz/mmio.c: both devices brought up, then a request of each ring."""
+    for device in (0, 1):
+        for table, heads in RINGS:
+            steps = [(2, device, 0x70, value) for value in (1, 3)]
+            steps += [(2, device, 0x24, 1), (2, device, 0x20, 1), (2, device, 0x24, 0)]
+            steps += [(2, device, 0x20, 1 << 28), (2, device, 0x70, 11), (2, device, 0x30, 0)]
+            steps += [(2, device, 0x38, 8), (2, device, 0x80, DESC), (2, device, 0x90, AVAIL)]
+            steps += [(2, device, 0xA0, USED), (2, device, 0x44, 1), (2, device, 0x70, 15)]
+            image = memory(table, heads)
+            for at in range(DESC, len(image), 4):
+                if word := int.from_bytes(image[at : at + 4], "little"):
+                    steps.append((6, 0, at, word))
+            steps += [(6, 0, 0x2000, device), (5, device, 0, 0), (4, device, 0x60, 0)]
+            yield b"".join(struct.pack("<BBHI", *step) for step in steps)
+
+
 def main(directory: Path, towrite: Path) -> int:
+    for name, inputs in (("virtqueue", virtqueues()), ("mmio", mmios())):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(inputs):
+            (directory / name / str(number)).write_bytes(data)
     for name in ("argv", "plan", "hand", "vsock"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     for number, parts in enumerate(HANDS):

@@ -23,7 +23,7 @@ void vmm_cpus_resume(void);
 bool vmm_cpus_paused(void);
 
 /* Their registers, while they stand still; 0, or -errno and what was refused. */
-int vmm_cpus_save(const struct vmm_vm *vm, struct vmm_state *state, const char **what);
+int vmm_cpus_save(struct vmm_state *state, const char **what);
 /* In place of vmm_cpus_make: as they were saved. */
 void vmm_cpus_restore(const struct vmm_vm *vm, struct vmm_state *state);
 

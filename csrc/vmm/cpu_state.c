@@ -36,6 +36,22 @@ static int do_steps(int fd, const struct step *step, size_t n, const char **what
 	return 0;
 }
 
+/* What there is to be saved, asked for once. */
+static struct {
+	struct kvm_msr_list head;
+	uint32_t index[VMM_STATE_MSRS - MTRRS - 1];
+} list;
+static uint32_t xsave_bytes;        /* 0: KVM_GET_XSAVE2 is not there */
+
+int vmm_cpu_prepare(const struct vmm_vm *vm)
+{
+	int size = ioctl(vm->vm, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+
+	xsave_bytes = size > 0 ? (uint32_t)size : 0;
+	list.head.nmsrs = sizeof(list.index) / sizeof(list.index[0]);
+	return ioctl(vm->kvm, KVM_GET_MSR_INDEX_LIST, &list) < 0 ? -errno : 0;
+}
+
 static void add_msr(struct vmm_msrs *msrs, uint32_t index)
 {
 	for (uint32_t i = 0; i < msrs->head.nmsrs; i++)
@@ -45,24 +61,15 @@ static void add_msr(struct vmm_msrs *msrs, uint32_t index)
 }
 
 /* All that there are by name; the timer's deadline last, since it needs the clock. */
-static int list_msrs(const struct vmm_vm *vm, struct vmm_msrs *msrs)
+static void name_msrs(struct vmm_msrs *msrs)
 {
-	static struct {
-		struct kvm_msr_list head;
-		uint32_t index[VMM_STATE_MSRS - MTRRS - 1];
-	} list;
-
-	list.head.nmsrs = sizeof(list.index) / sizeof(list.index[0]);
-	if (ioctl(vm->kvm, KVM_GET_MSR_INDEX_LIST, &list) < 0)
-		return -errno;
 	msrs->head.nmsrs = 0;
 	for (uint32_t i = 0; i < list.head.nmsrs; i++)
 		if (list.index[i] != MSR_TSC_DEADLINE)
-			msrs->entry[msrs->head.nmsrs++].index = list.index[i];
+			add_msr(msrs, list.index[i]);
 	for (uint32_t i = 0; i < MTRRS; i++)
 		add_msr(msrs, mtrrs[i]);
 	add_msr(msrs, MSR_TSC_DEADLINE);
-	return 0;
 }
 
 /*
@@ -91,17 +98,16 @@ static int do_msrs(int fd, unsigned long request, struct vmm_msrs *msrs)
 	return 0;
 }
 
-static int save_xsave(const struct vmm_vm *vm, int fd, struct vmm_cpu_state *state)
+static int save_xsave(int fd, struct vmm_cpu_state *state)
 {
-	int size = ioctl(vm->vm, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
-
-	state->xsave_bytes = size > 0 ? (uint32_t)size : (uint32_t)sizeof(struct kvm_xsave);
+	state->xsave_bytes = xsave_bytes ? xsave_bytes : (uint32_t)sizeof(struct kvm_xsave);
 	if (state->xsave_bytes > sizeof(state->xsave))
 		return -E2BIG;
-	return ioctl(fd, size > 0 ? KVM_GET_XSAVE2 : KVM_GET_XSAVE, state->xsave) < 0 ? -errno : 0;
+	return ioctl(fd, xsave_bytes ? KVM_GET_XSAVE2 : KVM_GET_XSAVE, state->xsave) < 0 ? -errno
+											 : 0;
 }
 
-int vmm_cpu_save(const struct vmm_vm *vm, int fd, struct vmm_cpu_state *state, const char **what)
+int vmm_cpu_save(int fd, struct vmm_cpu_state *state, const char **what)
 {
 	const struct step steps[] = {
 		{ KVM_GET_MP_STATE, "KVM_GET_MP_STATE", &state->mp },
@@ -120,12 +126,12 @@ int vmm_cpu_save(const struct vmm_vm *vm, int fd, struct vmm_cpu_state *state, c
 	if (ret)
 		return ret;
 	*what = "KVM_GET_XSAVE2";
-	ret = save_xsave(vm, fd, state);
+	ret = save_xsave(fd, state);
 	if (ret)
 		return ret;
 	*what = "KVM_GET_MSRS";
-	ret = list_msrs(vm, &state->msrs);
-	return ret ? ret : do_msrs(fd, KVM_GET_MSRS, &state->msrs);
+	name_msrs(&state->msrs);
+	return do_msrs(fd, KVM_GET_MSRS, &state->msrs);
 }
 
 int vmm_cpu_load(int fd, struct vmm_cpu_state *state, const char **what)

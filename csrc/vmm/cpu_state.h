@@ -7,11 +7,13 @@
 
 struct vmm_vm;
 
+/* Ask KVM what a processor has; 0 or -errno. */
+int vmm_cpu_prepare(const struct vmm_vm *vm);
 /*
  * Of a processor that stands still, with no instruction half done.
  * 0, or -errno and *what: the call that was refused.
  */
-int vmm_cpu_save(const struct vmm_vm *vm, int fd, struct vmm_cpu_state *state, const char **what);
+int vmm_cpu_save(int fd, struct vmm_cpu_state *state, const char **what);
 /* The same of a new one. */
 int vmm_cpu_load(int fd, struct vmm_cpu_state *state, const char **what);
 

@@ -2,6 +2,7 @@
 /* main.c - the monitor of one virtual machine. */
 #include <errno.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include "acpi.h"
 #include "blk.h"
@@ -10,6 +11,7 @@
 #include "cpu.h"
 #include "end.h"
 #include "fs_device.h"
+#include "jail.h"
 #include "loop.h"
 #include "mmio.h"
 #include "options.h"
@@ -42,6 +44,34 @@ static void attach_devices(struct vmm_loop *loop)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
 	for (uint32_t i = 0; i < options.n_fs; i++)
 		attach_fs(loop, &options.fs[i], i == 0);
+}
+
+/* The descriptors that the command line names are all that stay. */
+static void begin_jail(void)
+{
+	int keep[6 + 3 * VMM_DEVICES] = {
+		options.kernel, options.initrd, options.control, options.console,
+		options.restore, options.zygote,
+	}, n = 6;
+
+	for (uint32_t i = 0; i < options.n_blk; i++) {
+		keep[n++] = options.blk[i].fd;
+		keep[n++] = options.blk[i].cow;
+	}
+	for (uint32_t i = 0; i < options.n_fs; i++)
+		keep[n++] = options.fs[i].view;
+	vmm_jail_begin(options.jail, keep, n);
+}
+
+/* What was needed to make the machine, and is not to run it. */
+static void close_sources(void)
+{
+	const int sources[] = { vm.kvm, options.kernel, options.initrd, options.restore };
+
+	vmm_snapshot_prepare(&vm);
+	for (size_t i = 0; i < sizeof(sources) / sizeof(sources[0]); i++)
+		if (sources[i] >= 0)
+			close(sources[i]);
 }
 
 /* A write to a pipe or socket whose reader is gone is an error, no end. */
@@ -102,6 +132,7 @@ int main(int argc, char **argv)
 
 	(void)argc;
 	vmm_options(&options, argv + 1);
+	begin_jail();
 	ignore_broken_pipes();
 	vmm_vm_open(&vm);
 	make_memory();
@@ -114,6 +145,8 @@ int main(int argc, char **argv)
 	vmm_control_start(loop, options.control);
 	prepare(loop);
 	vmm_cpus_start();
+	close_sources();
+	vmm_jail_end(options.n_fs ? VMM_ROLE_DEVICES_FS : VMM_ROLE_DEVICES);
 	begin();
 	ret = vmm_loop_run(loop);
 	vmm_fail(-ret, "the loop of the devices");

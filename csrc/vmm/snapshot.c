@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "cpu.h"
+#include "cpu_state.h"
 #include "end.h"
 #include "mmio.h"
 #include "serial.h"
@@ -50,7 +51,7 @@ static int save_machine(const struct vmm_vm *vm)
 		if (ioctl(vm->vm, KVM_GET_IRQCHIP, &state.chip[i]) < 0)
 			return failed(errno, "KVM_GET_IRQCHIP");
 	}
-	ret = vmm_cpus_save(vm, &state, &what);
+	ret = vmm_cpus_save(&state, &what);
 	if (ret)
 		return failed(-ret, what);
 	return ioctl(vm->vm, KVM_GET_CLOCK, &state.clock) < 0 ? failed(errno, "KVM_GET_CLOCK") : 0;
@@ -125,6 +126,14 @@ static int write_all(const struct vmm_memory *memory, int fd)
 		at += memory->region[i].size;
 	}
 	return ret;
+}
+
+void vmm_snapshot_prepare(const struct vmm_vm *vm)
+{
+	int ret = vmm_cpu_prepare(vm);
+
+	if (ret)
+		vmm_fail(-ret, "KVM_GET_MSR_INDEX_LIST");
 }
 
 int vmm_snapshot_save(const struct vmm_vm *vm, int fd)

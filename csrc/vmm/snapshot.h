@@ -13,6 +13,8 @@
 
 struct vmm_vm;
 
+/* What saving needs of KVM while it can still be asked. */
+void vmm_snapshot_prepare(const struct vmm_vm *vm);
 /*
  * The machine, which must be paused, into an empty regular file.  Locked.
  * 0 or -errno, and a line on stderr; -EBUSY: it can be tried again later.
