@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 LINES = (
@@ -139,21 +139,34 @@ def virtqueues() -> Iterator[bytes]:
             yield struct.pack("<BBHHHHBB", *setting) + memory(table, heads)
 
 
+def brought_up(device: int, table: list[bytes], heads: list[int]) -> list[tuple[int, ...]]:
+    """Steps of fuzz/mmio.c that bring a device up with that queue: what, device, at, value."""
+    registers = ((0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x24, 0), (0x20, 1 << 28))
+    registers += ((0x70, 11), (0x30, 0), (0x38, 8), (0x80, DESC), (0x90, AVAIL), (0xA0, USED))
+    registers += ((0x44, 1), (0x70, 15))
+    image = memory(table, heads)
+    words = ((at, image[at : at + 4]) for at in range(DESC, len(image), 4))
+    return [(2, device, *register) for register in registers] + [
+        (6, 0, at, int.from_bytes(word, "little")) for at, word in words if any(word)
+    ]
+
+
 def mmios() -> Iterator[bytes]:
-    """Steps of fuzz/mmio.c: both devices brought up, then a request of each ring."""
+    """Each device with each ring, and the disk with each kind of request."""
+    end = [(5, 0, 0, 0), (5, 1, 0, 0), (4, 1, 0x60, 0)]
     for device in (0, 1):
-        for table, heads in RINGS:
-            steps = [(2, device, 0x70, value) for value in (1, 3)]
-            steps += [(2, device, 0x24, 1), (2, device, 0x20, 1), (2, device, 0x24, 0)]
-            steps += [(2, device, 0x20, 1 << 28), (2, device, 0x70, 11), (2, device, 0x30, 0)]
-            steps += [(2, device, 0x38, 8), (2, device, 0x80, DESC), (2, device, 0x90, AVAIL)]
-            steps += [(2, device, 0xA0, USED), (2, device, 0x44, 1), (2, device, 0x70, 15)]
-            image = memory(table, heads)
-            for at in range(DESC, len(image), 4):
-                if word := int.from_bytes(image[at : at + 4], "little"):
-                    steps.append((6, 0, at, word))
-            steps += [(6, 0, 0x2000, device), (5, device, 0, 0), (4, device, 0x60, 0)]
-            yield b"".join(struct.pack("<BBHI", *step) for step in steps)
+        for ring in RINGS:
+            yield packed(brought_up(device, *ring) + end)
+    for kind in (0, 1, 4, 8, 77):
+        flags = NEXT if kind == 1 else NEXT | WRITE
+        table = [descriptor(0x2000, 16, NEXT, 1), descriptor(0x2100, 512, flags, 2)]
+        table.append(descriptor(0x2400, 1, WRITE))
+        words = [(6, 0, 0x2000, kind), (6, 0, 0x2008, 3)]
+        yield packed(brought_up(1, table, [0]) + words + end)
+
+
+def packed(steps: Sequence[tuple[int, ...]]) -> bytes:
+    return b"".join(struct.pack("<BBHI", *step) for step in steps)
 
 
 def main(directory: Path, towrite: Path) -> int:

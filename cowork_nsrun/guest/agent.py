@@ -285,7 +285,7 @@ class Command(Closing):
         stdout: the same.
         stderr: the same.
         terminal: in place of these; both ways.
-        pid: of the first process, as the guest has it; 0: not started yet.
+        pid: of the first process, as the guest has it; 0: not known yet.
         usage: what it took; None: it has not ended.
     """
 
@@ -332,18 +332,25 @@ class Command(Closing):
             TimeoutError: it still runs.
             NsrunError: the sandbox could not be made, or the agent is gone.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        if not self._hearing.acquire(timeout=-1 if timeout is None else timeout):
-            raise TimeoutError("the command still runs")
-        try:
-            while self._status is None and self._failure is None:
-                self._hear(end)
-        finally:
-            self._hearing.release()
-        if self._failure is not None:
-            raise self._failure
+        self._hear_until(lambda: self._status is not None, timeout)
         assert self._status is not None
         return self._status
+
+    def wait_started(self, timeout: float | None = None) -> int:
+        """Wait until the sandbox is made and the program is about to be executed.
+
+        Arguments:
+            timeout: in seconds.
+
+        Returns:
+            The pid of its first process, as the guest has it.
+
+        Raises:
+            TimeoutError: it is not made yet.
+            NsrunError: it could not be made, or the agent is gone.
+        """
+        self._hear_until(lambda: self.pid > 0 or self._status is not None, timeout)
+        return self.pid
 
     def signal(self, number: int) -> None:
         """Send a signal, as :meth:`cowork_nsrun.Process.send_signal` does; too late, nothing.
@@ -402,6 +409,18 @@ class Command(Closing):
             raise NsrunError(
                 f"the agent in the guest is gone: {error}", errno=error.errno or 0
             ) from None
+
+    def _hear_until(self, enough: Callable[[], bool], timeout: float | None) -> None:
+        end = None if timeout is None else time.monotonic() + timeout
+        if not self._hearing.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError("the command still runs")
+        try:
+            while self._failure is None and not enough():
+                self._hear(end)
+        finally:
+            self._hearing.release()
+        if self._failure is not None:
+            raise self._failure
 
     def _hear(self, end: float | None) -> None:
         try:

@@ -31,22 +31,27 @@ class Image(Closing):
         self.initramfs.close()
 
 
-def prepare(kernel: Kernel, agent: Path) -> Image:
+def prepare(kernel: Kernel, agent: Path, *, network: bool = False) -> Image:
     """Make both files, or take them from the cache.
 
     Arguments:
         kernel: a fit one.
         agent: the program that becomes the guest's first process.
+        network: whether the guest is to drive a network card.
 
     Raises:
         KernelError: something can't be read, or is damaged.
     """
     if not kernel.fit:
         raise KernelError(f"{kernel.path}: {kernel.unfit}", path=str(kernel.path))
+    if network and kernel.network is None:
+        text = f"{kernel.path}: it has no virtio_net, so its guest can have no network card"
+        raise KernelError(text, path=str(kernel.path))
+    modules = kernel.modules + ((kernel.network or ()) if network else ())
     vmlinux = _opened("vmlinux", [kernel.path], lambda: _vmlinux(kernel.path))
     try:
-        parts = [agent, *kernel.modules]
-        archive = _opened("initramfs", parts, lambda: initramfs.build(agent, kernel.modules))
+        parts = [agent, *modules]
+        archive = _opened("initramfs", parts, lambda: initramfs.build(agent, modules))
     except BaseException:
         vmlinux.close()
         raise

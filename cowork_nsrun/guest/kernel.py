@@ -24,11 +24,14 @@ NEEDED: Mapping[str, str] = {
 }
 #: what is loaded where the kernel has it
 WELCOME: Mapping[str, str] = {
+    "virtio_balloon": "VIRTIO_BALLOON",
     "virtio_rng": "HW_RANDOM_VIRTIO",
     "virtio_blk": "VIRTIO_BLK",
     "overlay": "OVERLAY_FS",
     "unix": "UNIX",
 }
+#: what drives a network card, with its option; only loaded where a guest has one
+NETWORK = ("virtio_net", "VIRTIO_NET")
 #: no module: options without which no guest starts, and what they are for
 BUILT_IN: Mapping[str, str] = {
     "ACPI": "its devices are described by ACPI",
@@ -49,6 +52,7 @@ class Kernel:
         origin: why it was looked at, in words.
         release: as ``uname -r`` prints it; empty if that is not known.
         modules: files of the modules that a guest loads, in order.
+        network: further ones, for a guest with a network card; None: it can't drive one.
         unfit: why it can't be booted here; empty if it can.
         remedy: what helps, words or a command; empty: nothing to say.
     """
@@ -57,6 +61,7 @@ class Kernel:
     origin: str
     release: str = ""
     modules: tuple[Path, ...] = ()
+    network: tuple[Path, ...] | None = None
     unfit: str = ""
     remedy: str = ""
 
@@ -179,12 +184,12 @@ def examine(path: Path, origin: str, roots: Roots) -> Kernel:
         return Kernel(path, origin, by_name, unfit=_why(error), remedy=remedy)
     try:
         release = bzimage.look(start, size) or by_name
-        loads = _modules(path, release, roots)
+        loads, network = _modules(path, release, roots)
     except KernelError as error:
         return Kernel(path, origin, by_name, unfit=error.text)
     except _Lacking as lacking:
         return Kernel(path, origin, release, unfit=lacking.reason, remedy=lacking.remedy)
-    return Kernel(path, origin, release, tuple(loads))
+    return Kernel(path, origin, release, loads, network)
 
 
 def _why(error: OSError) -> str:
@@ -196,6 +201,10 @@ def _why(error: OSError) -> str:
 def _copy(path: Path) -> str:
     own = "${XDG_CACHE_HOME:-$HOME/.cache}/nsrun"
     return f'install -d {own} && sudo install -o "$USER" -m 0400 {path} {own}/'
+
+
+#: modules of every guest, and those for a network card
+_Loads = tuple[tuple[Path, ...], tuple[Path, ...] | None]
 
 
 class _Lacking(Exception):
@@ -218,7 +227,7 @@ def _module_places(path: Path, release: str, roots: Roots) -> Iterator[Path]:
     yield roots.below("/usr/lib/modules") / release
 
 
-def _modules(path: Path, release: str, roots: Roots) -> list[Path]:
+def _modules(path: Path, release: str, roots: Roots) -> _Loads:
     """What is to be loaded into this kernel.
 
     Raises:
@@ -243,10 +252,10 @@ def _modules(path: Path, release: str, roots: Roots) -> list[Path]:
         if config.get(option) != "y":
             state = "a module, and there are no modules" if option in config else "not built"
             raise _Lacking(f"{name} is {state}: no /lib/modules/{release}")
-    return []
+    return (), () if config.get(NETWORK[1]) == "y" else None
 
 
-def _from_tree(top: Path, release: str) -> list[Path]:
+def _from_tree(top: Path, release: str) -> _Loads:
     try:
         tree = modules.read_tree(top)
     except FileNotFoundError:
@@ -260,11 +269,14 @@ def _from_tree(top: Path, release: str) -> list[Path]:
                 "install the package with the rest of its modules, such as "
                 "linux-modules-extra, or another kernel",
             )
-    loads = tree.load_order([*NEEDED, *(name for name in WELCOME if tree.has(name))])
+    usual = [*NEEDED, *(name for name in WELCOME if tree.has(name))]
+    loads = tree.load_order(usual)
     for path in loads:
         if not os.access(path, os.R_OK):
             raise _Lacking(f"{path} can't be read")
-    return loads
+    if not tree.has(NETWORK[0]):
+        return tuple(loads), None
+    return tuple(loads), tuple(tree.load_order([*usual, NETWORK[0]])[len(loads) :])
 
 
 def _configuration(path: Path, release: str, roots: Roots) -> dict[str, str] | None:

@@ -72,7 +72,7 @@ def key(kernel: Kernel, agent: Path, settings: Settings) -> str:
         [
             FORMAT,
             *(cache.identity(path) for path in files),
-            repr((*shape, tuple(settings.shares))),
+            repr((*shape, tuple(settings.shares), settings.network is not None)),
             repr((host.release, host.version, host.machine)),
             _processor(),
         ]
@@ -203,11 +203,13 @@ class Zygote(Closing):
         settings: of all clones but for their ``cid``; by default the template's.
 
     Raises:
-        GuestError: it can't be started.
+        GuestError: it can't be started, or its clones would have to share a network card.
     """
 
     def __init__(self, template: Template, settings: Settings | None = None) -> None:
         self.settings = settings or template.settings
+        if self.settings.network is not None:
+            raise GuestError("a zygote's clones have no network; restore the template instead")
         self._cookies = itertools.count(1)
         self._lock = threading.Lock()
         control, self._control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -23,12 +23,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.image import Image
 from cowork_nsrun.program import find_program
+
+if TYPE_CHECKING:
+    from cowork_nsrun.guest.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +113,7 @@ class Settings:
         cmdline: words for the kernel, behind :data:`COMMAND_LINE`.
         cid: its address on its own vsock; nothing outside the monitor sees it.
         shares: open view files (see :mod:`cowork_nsrun.guest.view`) by their tags.
+        network: what its network card is joined to; None: it has no card.
         jail: whether the monitor confines itself.
     """
 
@@ -118,18 +122,23 @@ class Settings:
     cmdline: str = ""
     cid: int = 3
     shares: Mapping[str, BinaryIO] = field(default_factory=dict)
+    network: Network | None = None
     jail: bool = True
 
 
-def find_beside(name: str) -> Path:
+def find_beside(name: str, remedy: str = "install the cowork-nsrun package again") -> Path:
     """A program that is installed beside ``nsrun``.
+
+    Arguments:
+        name: the program.
+        remedy: what helps where it is not there.
 
     Raises:
         GuestError: it is not there.
     """
     path = Path(find_program()).with_name(name)
     if not os.access(path, os.X_OK):
-        raise GuestError(f"{path}: not there; install the cowork-nsrun package again")
+        raise GuestError(f"{path}: not there; {remedy}")
     return path
 
 
@@ -196,21 +205,29 @@ def run_monitor(
     devices = ["--rng", "--vsock", str(settings.cid)]
     for tag, view in settings.shares.items():
         devices += ["--fs", f"{tag}={view.fileno()}"]
+    fds = [*fds, *(view.fileno() for view in settings.shares.values())]
+    if settings.network is not None:
+        card = settings.network.card
+        devices += ["--net", f"{card.fileno()}:mtu={settings.network.mtu}"]
+        fds.append(card.fileno())
     if not settings.jail:
         devices.append("--no-jail")
     program = find_beside("nsrun-vmm")
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(program), *words, *devices],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=messages.fileno(),
-            pass_fds=[*fds, *(view.fileno() for view in settings.shares.values())],
+            pass_fds=fds,
             # a signal of the terminal's is for the command in the guest
             start_new_session=True,
         )
     except OSError as error:
         raise GuestError(f"{program}: {error.strerror}", errno=error.errno or 0) from error
+    if settings.network is not None:
+        settings.network.hand_over()
+    return process
 
 
 class Monitor(Closing):

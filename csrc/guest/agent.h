@@ -63,7 +63,7 @@ struct nsr_control {
 	uint8_t *body;              /* NULL, or NSR_FRAME_MAX bytes */
 	uint8_t out[2 * NSR_FAILED_FRAME_MAX + 2048];
 	size_t out_length;
-	int closing;                /* once what is in out is written */
+	int closing;                /* nothing that comes on it is looked at any more */
 };
 
 struct nsr_command;

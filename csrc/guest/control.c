@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "agent.h"
@@ -50,8 +50,6 @@ static void flush(struct nsr_control *control)
 	}
 	control->out_length -= done;
 	memmove(control->out, control->out + done, control->out_length);
-	if (control->closing && !control->out_length)
-		end(control);
 }
 
 static void queue(struct nsr_control *control, const void *bytes, size_t length)
@@ -99,7 +97,7 @@ static int has_room(const struct nsr_control *control)
 	return control->out_length < SMALL_ANSWERS;
 }
 
-/* As much as the kernel has of so many bytes: the number, 0: nothing now. */
+/* As much as the kernel has of so many bytes: the number, 0: nothing now, or ENDED. */
 static ssize_t take(struct nsr_control *control, void *to, size_t size)
 {
 	ssize_t n;
@@ -175,6 +173,25 @@ static ssize_t step(struct nsr_control *control, struct nsr_diag *diag)
 	return ret ? ret : n;
 }
 
+/* What the host still sends is read, or it would hear of an error before it has read why. */
+static void linger(struct nsr_control *control)
+{
+	static uint8_t nowhere[NSR_FRAME_MAX];
+	ssize_t n;
+
+	if (control->out_length)
+		return;
+	if (shutdown(control->socket.fd, SHUT_WR)) {
+		end(control);
+		return;
+	}
+	n = take(control, nowhere, sizeof(nowhere));
+	if (n == ENDED)
+		end(control);
+	else if (n > 0)
+		nsr_loop_again(&control->socket);
+}
+
 static void control_ready(struct nsr_watch *watch, uint32_t events)
 {
 	static struct nsr_diag diag;
@@ -184,6 +201,8 @@ static void control_ready(struct nsr_watch *watch, uint32_t events)
 	(void)events;
 	for (int i = 0; n > 0 && i < STEPS_A_TURN; i++) {
 		flush(control);
+		if (control->socket.fd >= 0 && control->closing)
+			linger(control);
 		/* a host that hears no answers is not asked for more; there will be an event */
 		if (control->socket.fd < 0 || control->closing || !has_room(control))
 			return;

@@ -4,12 +4,14 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "caps.h"
 #include "diag.h"
 #include "job.h"
 #include "sys.h"
@@ -19,7 +21,7 @@
 #define TIOCGPTPEER _IO('T', 0x41)
 #endif
 
-enum { STACK_BYTES = 16384, TERMINAL_MODE = 0620 };
+enum { STACK_BYTES = 16384, TERMINAL_MODE = 0620, MAP_TEXT = 48 };
 
 struct stdio {
 	int ours[NSR_ROLE_END];     /* by role; -1: none */
@@ -119,15 +121,49 @@ static int write_job(const struct nsr_command *command, int own_userns)
 struct exec {
 	int from[NSR_JOB_FILE + 1]; /* what becomes descriptor 0, 1, ... */
 	int program;
+	int own_userns;
+	char uid_map[MAP_TEXT];
+	char gid_map[MAP_TEXT];
 	long err;
 };
+
+static long put(const char *path, const char *text)
+{
+	long fd = SYS3(SYS_openat, NSR_AT_FDCWD, path, O_WRONLY | O_CLOEXEC);
+	long ret = fd;
+
+	if (fd >= 0) {
+		ret = SYS3(SYS_write, fd, text, strlen(text));
+		SYS1(SYS_close, fd);
+	}
+	return ret;
+}
+
+/* A user of the agent's own id, who has the rights of the new namespace also after the exec. */
+static long own_user(const struct exec *exec)
+{
+	uint64_t caps = 0, inheritable = 0;
+	long ret = put("/proc/self/setgroups", "deny");
+
+	if (ret >= 0)
+		ret = put("/proc/self/uid_map", exec->uid_map);
+	if (ret >= 0)
+		ret = put("/proc/self/gid_map", exec->gid_map);
+	if (ret >= 0)
+		ret = nsr_caps_read(&caps, &inheritable);
+	if (ret >= 0)
+		ret = nsr_caps_write(caps);
+	if (ret >= 0)
+		nsr_caps_raise_ambient(caps);
+	return ret;
+}
 
 static int exec_warden(void *arg)
 {
 	static const char *const argv[] = { "nsrun-agent", NSR_WARDEN_OPTION, NULL };
 	static const char *const envp[] = { NULL };
 	struct exec *exec = arg;
-	long ret = 0;
+	long ret = exec->own_userns ? own_user(exec) : 0;
 
 	for (int i = 0; ret >= 0 && i <= NSR_JOB_FILE; i++)
 		ret = SYS3(SYS_dup3, exec->from[i], i, 0);
@@ -139,11 +175,11 @@ static int exec_warden(void *arg)
 }
 
 /* In namespaces of its own from its first moment on: their end is the end of all in them. */
-static int clone_warden(struct exec *exec, int own_userns, pid_t *pid)
+static int clone_warden(struct exec *exec, pid_t *pid)
 {
 	static _Alignas(16) char stack[STACK_BYTES];
 	const int flags = CLONE_VM | CLONE_VFORK | CLONE_NEWPID | CLONE_NEWNS | SIGCHLD |
-			  (own_userns ? CLONE_NEWUSER : 0);
+			  (exec->own_userns ? CLONE_NEWUSER : 0);
 
 	*pid = clone(exec_warden, stack + sizeof(stack), flags, exec);
 	if (*pid < 0) {
@@ -159,7 +195,7 @@ static int clone_warden(struct exec *exec, int own_userns, pid_t *pid)
 static int launch(struct nsr_command *command, const struct stdio *stdio, int own_userns,
 		  struct nsr_diag *diag)
 {
-	struct exec exec = { .program = nsr_agent.program };
+	struct exec exec = { .program = nsr_agent.program, .own_userns = own_userns };
 	int line[2], ret;
 
 	ret = write_job(command, own_userns);
@@ -170,7 +206,9 @@ static int launch(struct nsr_command *command, const struct stdio *stdio, int ow
 	memcpy(exec.from, stdio->theirs, sizeof(stdio->theirs));
 	exec.from[NSR_JOB_LINE] = line[1];
 	exec.from[NSR_JOB_FILE] = command->job;
-	ret = clone_warden(&exec, own_userns, &command->warden);
+	snprintf(exec.uid_map, sizeof(exec.uid_map), "%u %u 1", geteuid(), geteuid());
+	snprintf(exec.gid_map, sizeof(exec.gid_map), "%u %u 1", getegid(), getegid());
+	ret = clone_warden(&exec, &command->warden);
 	close(line[1]);
 	command->line.fd = line[0];
 	if (!ret && fcntl(line[0], F_SETFL, O_NONBLOCK))

@@ -40,11 +40,12 @@ static struct {
 
 static struct {
 	pid_t monitor;
-	pid_t payload;              /* 0: not yet, or no more */
+	pid_t payload;              /* 0: not yet */
+	int ended;                  /* it is no more */
+	uint64_t early;             /* signals that it gets when it is there, a bit each */
 	int report;                 /* records of the monitor's; -1: at its end */
 	int life;                   /* to the sandbox's pid 1, for signals */
 	int failed;                 /* run.diag says why */
-	int told;
 	struct nsr_record usage;
 	struct nsr_exited exited;
 } warden = { .report = -1, .life = -1 };
@@ -188,23 +189,6 @@ static void reset_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static void map_user(const struct nsr_settings *head)
-{
-	char map[48];
-	int ret = put_at_path("/proc/self/setgroups", "deny");
-
-	snprintf(map, sizeof(map), "%u %u 1", head->uid, head->uid);
-	if (!ret)
-		ret = put_at_path("/proc/self/uid_map", map);
-	snprintf(map, sizeof(map), "%u %u 1", head->gid, head->gid);
-	if (!ret)
-		ret = put_at_path("/proc/self/gid_map", map);
-	if (!ret)
-		return;
-	nsr_diag_errno(&run.diag, -ret, "Can't map the user of the command");
-	give_up(&run.diag);
-}
-
 /*
  * The command sees the processes of its own pid namespace.  A user may not be
  * allowed to mount it where parts of /proc are covered: then it stays as it is.
@@ -308,21 +292,29 @@ static void fork_monitor(const struct nsr_job *job)
 
 /* --- while it runs ---------------------------------------------------------------------------- */
 
+static void pass_early(void)
+{
+	for (int number = 1; warden.early; number++, warden.early >>= 1)
+		if (warden.early & 1)
+			kill(warden.payload, number);
+}
+
 static void take_record(const struct nsr_record *record, const char *text)
 {
 	switch (record->type) {
 	case NSR_RECORD_EXEC:
 		warden.payload = record->pid;
+		pass_early();
 		say_started();
 		break;
 	case NSR_RECORD_TIMEOUT:
 		warden.exited.flags |= NSR_EXITED_TIMED_OUT;
-		warden.payload = 0;
+		warden.ended = 1;
 		break;
 	case NSR_RECORD_EXIT:
 		warden.usage.cpu_ns = record->cpu_ns;
 		warden.usage.peak_rss = record->peak_rss;
-		warden.payload = 0;
+		warden.ended = 1;
 		break;
 	case NSR_RECORD_FAIL:
 		if (!warden.failed++)
@@ -367,7 +359,9 @@ static void pass_signal(uint32_t number)
 	if (n[NSR_UNSHARE] & NSR_CLONE_NEWPID && !(n[NSR_FLAGS] & NSR_AS_PID_1) &&
 	    nsr_plan_seccomp_is_ours(&run.plan))
 		send(warden.life, &order, sizeof(order), MSG_NOSIGNAL | MSG_DONTWAIT);
-	else if (warden.payload)
+	else if (!warden.payload)
+		warden.early |= 1ULL << (number - 1);
+	else if (!warden.ended)
 		kill(warden.payload, (int)number);
 }
 
@@ -388,7 +382,7 @@ static void tell_end(int status, const struct rusage *usage)
 	struct nsr_record used = { .cpu_ns = 0 };
 
 	hear_monitor();
-	warden.told = 1;
+	warden.ended = 1;
 	if (warden.failed) {
 		say_failed(&run.diag);
 		return;
@@ -434,8 +428,6 @@ int nsr_warden_main(void)
 		return EXIT_FAILURE;
 	reset_signals();
 	job = read_job(&size);
-	if (job->own_userns)
-		map_user(&job->settings.head);
 	mount_proc(job);
 	read_plan(job);
 	if (setrlimit(RLIMIT_NOFILE, &job->nofile)) {

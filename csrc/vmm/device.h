@@ -60,10 +60,19 @@ struct vmm_device {
 	void *transport;            /* mmio.c's */
 };
 
+/* Of a device that has nothing of its own to be saved. */
+const char *vmm_device_save_nothing(struct vmm_device *device, struct vmm_own_state *own);
+const char *vmm_device_load_nothing(struct vmm_device *device, const struct vmm_own_state *own);
+
 /* Interrupt the guest if it wants that, for what was pushed to this queue.  Any thread, locked. */
 void vmm_device_signal(struct vmm_device *device, uint32_t queue);
+/* Tell the guest that the configuration is another now.  Any thread, locked. */
+void vmm_device_config_changed(struct vmm_device *device);
 /* The driver broke the rules: DEVICE_NEEDS_RESET, and nothing is taken until then. */
 void vmm_device_broken(struct vmm_device *device, const char *why);
+
+/* As if the guest kicked this queue again, soon: for a device that left some for others' turns. */
+void vmm_device_again(struct vmm_device *device, uint32_t queue);
 
 void vmm_lock(void);
 void vmm_unlock(void);

@@ -57,7 +57,7 @@ static const struct call all[] = {
 };
 
 static const struct call devices[] = {
-	ANY(epoll_wait), ANY(epoll_pwait), ANY(recvmsg), ANY(getrandom),
+	ANY(epoll_wait), ANY(epoll_pwait), ANY(recvmsg), ANY(recvfrom), ANY(getrandom),
 	/* to stop the processors: one libc has this call for it, another that */
 	{ SYS_tkill, 1, UINT32_MAX, SIGUSR1 }, { SYS_tgkill, 2, UINT32_MAX, SIGUSR1 },
 	{ SYS_socketpair, 0, UINT32_MAX, AF_UNIX },
@@ -281,9 +281,22 @@ static void replace_standard(const int *keep, int n)
 		close(null);
 }
 
+/* Streams, nodes and open files of the guest take a descriptor each. */
+static void raise_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		vmm_fail(errno, "RLIMIT_NOFILE");
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		vmm_fail(errno, "RLIMIT_NOFILE");
+}
+
 void vmm_jail_begin(bool enabled, const int *keep, int n_keep)
 {
 	jail.enabled = enabled;
+	raise_descriptors();
 	if (!enabled)
 		return;
 	close_others(keep, n_keep);

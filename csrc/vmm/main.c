@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "acpi.h"
+#include "balloon.h"
 #include "blk.h"
 #include "boot.h"
 #include "control.h"
@@ -14,6 +15,7 @@
 #include "jail.h"
 #include "loop.h"
 #include "mmio.h"
+#include "net.h"
 #include "options.h"
 #include "rng.h"
 #include "serial.h"
@@ -34,12 +36,28 @@ static void attach_fs(struct vmm_loop *loop, const struct vmm_fs_option *option,
 		vmm_control_set_fs(fs);
 }
 
+static void attach_net(struct vmm_loop *loop)
+{
+	struct vmm_device *net = vmm_net_new(loop, options.net, options.net_mtu);
+
+	if (!net && errno == EINVAL)
+		vmm_fail(0, "--net %d: it must be a connected AF_UNIX SOCK_SEQPACKET socket",
+			 options.net);
+	if (!net)
+		vmm_fail(errno, "--net %d", options.net);
+	vmm_mmio_attach(&vm, loop, net);
+}
+
 static void attach_devices(struct vmm_loop *loop)
 {
 	if (options.rng)
 		vmm_mmio_attach(&vm, loop, vmm_rng_new());
+	if (options.balloon)
+		vmm_mmio_attach(&vm, loop, vmm_balloon_new());
 	if (options.vsock)
 		vmm_mmio_attach(&vm, loop, vmm_vsock_controlled(loop, options.cid));
+	if (options.net >= 0)
+		attach_net(loop);
 	for (uint32_t i = 0; i < options.n_blk; i++)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
 	for (uint32_t i = 0; i < options.n_fs; i++)
@@ -49,10 +67,10 @@ static void attach_devices(struct vmm_loop *loop)
 /* The descriptors that the command line names are all that stay. */
 static void begin_jail(void)
 {
-	int keep[6 + 3 * VMM_DEVICES] = {
-		options.kernel, options.initrd, options.control, options.console,
+	int keep[7 + 3 * VMM_DEVICES] = {
+		options.kernel, options.initrd, options.control, options.console, options.net,
 		options.restore, options.zygote,
-	}, n = 6;
+	}, n = 7;
 
 	for (uint32_t i = 0; i < options.n_blk; i++) {
 		keep[n++] = options.blk[i].fd;

@@ -44,7 +44,7 @@ struct doorbell {
 struct transport {
 	struct vmm_device *device;
 	int interrupt;
-	uint32_t status, interrupt_status;
+	uint32_t status, interrupt_status, generation;
 	uint32_t device_features_sel, driver_features_sel, queue_sel;
 	uint64_t driver_features;
 	bool told;                  /* that the driver broke the rules; once is enough */
@@ -68,6 +68,15 @@ void vmm_device_signal(struct vmm_device *device, uint32_t queue)
 		interrupt(device->transport, INTERRUPT_QUEUE);
 }
 
+void vmm_device_config_changed(struct vmm_device *device)
+{
+	struct transport *t = device->transport;
+
+	t->generation++;
+	if (t->status & DRIVER_OK)
+		interrupt(t, INTERRUPT_CONFIG);
+}
+
 void vmm_device_broken(struct vmm_device *device, const char *why)
 {
 	struct transport *t = device->transport;
@@ -82,6 +91,14 @@ void vmm_device_broken(struct vmm_device *device, const char *why)
 		fprintf(stderr, "nsrun-vmm: %s: the guest's driver broke the rules: %s\n",
 			device->ops->name, why);
 	t->told = true;
+}
+
+void vmm_device_again(struct vmm_device *device, uint32_t queue)
+{
+	const struct transport *t = device->transport;
+	const uint64_t one = 1;
+
+	(void)!write(t->bell[queue].event.fd, &one, sizeof(one));
 }
 
 static uint64_t offered(const struct transport *t)
@@ -266,6 +283,8 @@ static uint32_t read_register(const struct transport *t, uint32_t offset)
 		return t->interrupt_status;
 	case STATUS:
 		return t->status;
+	case CONFIG_GENERATION:
+		return t->generation;
 	default:
 		/* a shared region that isn't there is of -1 bytes */
 		return offset >= SHM_LEN && offset <= SHM_BASE_END ? UINT32_MAX : 0;
@@ -378,6 +397,18 @@ void vmm_mmio_attach(const struct vmm_vm *vm, struct vmm_loop *loop, struct vmm_
 uint32_t vmm_mmio_devices(void)
 {
 	return n_transports;
+}
+
+const char *vmm_device_save_nothing(struct vmm_device *device, struct vmm_own_state *own)
+{
+	(void)device, (void)own;
+	return NULL;
+}
+
+const char *vmm_device_load_nothing(struct vmm_device *device, const struct vmm_own_state *own)
+{
+	(void)device;
+	return own->len ? "it has no state of its own" : NULL;
 }
 
 static void save_queue(const struct vmm_queue *queue, struct vmm_queue_state *state)

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "end.h"
+#include "net.h"
 
 enum { TAG_MAX = 36, CID_FIRST = 3 };
 
@@ -87,9 +88,23 @@ static void take_fs(struct vmm_options *options, const char *option, char *text)
 	fs->view = descriptor(option, equals + 1, NULL, "");
 }
 
+static void take_net(struct vmm_options *options, const char *option, const char *text)
+{
+	const char *rest;
+
+	options->net = descriptor(option, text, &rest, ":");
+	if (!*rest)
+		return;
+	if (strncmp(rest, ":mtu=", 5))
+		usage("%s %s: FD or FD:mtu=BYTES is wanted", option, text);
+	options->net_mtu = (uint32_t)number(option, rest + 5, NULL, "", VMM_NET_MTU_MIN,
+					    VMM_NET_MTU_MAX);
+}
+
 static uint32_t n_devices(const struct vmm_options *options)
 {
-	return options->n_blk + options->n_fs + options->rng + options->vsock;
+	return options->n_blk + options->n_fs + options->rng + options->balloon + options->vsock +
+	       (options->net >= 0);
 }
 
 /* Whether this option has no value. */
@@ -99,6 +114,8 @@ static bool take_flag(struct vmm_options *options, const char *option)
 		options->rng = true;
 	else if (!strcmp(option, "--paused"))
 		options->paused = true;
+	else if (!strcmp(option, "--balloon"))
+		options->balloon = true;
 	else if (!strcmp(option, "--no-jail"))
 		options->jail = false;
 	else
@@ -135,6 +152,8 @@ static void take_value(struct vmm_options *options, const char *option, char *va
 		options->vsock = true;
 	} else if (!strcmp(option, "--blk")) {
 		take_blk(options, option, value);
+	} else if (!strcmp(option, "--net")) {
+		take_net(options, option, value);
 	} else if (!strcmp(option, "--fs")) {
 		take_fs(options, option, value);
 	} else {
@@ -165,6 +184,7 @@ void vmm_options(struct vmm_options *options, char **words)
 		.kernel = -1, .initrd = -1, .control = -1, .console = -1, .restore = -1,
 		.zygote = -1, .cmdline = "",
 		.memory_mib = 256, .cpus = 1, .jail = true,
+		.net = -1, .net_mtu = VMM_NET_MTU,
 	};
 	while (*words) {
 		char *option = *words++;

@@ -31,8 +31,10 @@ struct vmm_options {
 	const char *cmdline;
 	uint64_t memory_mib;
 	uint32_t cpus;
-	bool rng, vsock, jail, paused;
+	bool rng, balloon, vsock, jail, paused;
 	uint32_t cid;
+	int net;                    /* -1 without */
+	uint32_t net_mtu;
 	uint32_t n_blk, n_fs;
 	struct vmm_blk_option blk[VMM_DEVICES];
 	struct vmm_fs_option fs[VMM_DEVICES];

@@ -193,16 +193,26 @@ void vmm_queue_unpop(struct vmm_queue *queue)
 	queue->next_avail--;
 }
 
-void vmm_queue_push(struct vmm_queue *queue, uint16_t head, uint32_t written)
+void vmm_queue_push_all(struct vmm_queue *queue, const struct vmm_done *done, uint16_t n)
 {
-	struct used_elem elem = { .id = head, .len = written };
-	uint64_t slot = queue->next_used & (queue->size - 1);
+	struct used_elem elem;
 
 	if (!queue->ready || queue->broken)
 		return;
-	memcpy(used_at(queue, RING_ENTRIES + slot * sizeof(elem)), &elem, sizeof(elem));
-	queue->next_used++;
+	for (uint16_t i = 0; i < n; i++) {
+		uint64_t slot = queue->next_used++ & (queue->size - 1);
+
+		elem = (struct used_elem){ .id = done[i].head, .len = done[i].written };
+		memcpy(used_at(queue, RING_ENTRIES + slot * sizeof(elem)), &elem, sizeof(elem));
+	}
 	__atomic_store_n(used_at(queue, RING_IDX), queue->next_used, __ATOMIC_RELEASE);
+}
+
+void vmm_queue_push(struct vmm_queue *queue, uint16_t head, uint32_t written)
+{
+	const struct vmm_done done = { .head = head, .written = written };
+
+	vmm_queue_push_all(queue, &done, 1);
 }
 
 bool vmm_queue_should_signal(struct vmm_queue *queue)

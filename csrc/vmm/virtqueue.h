@@ -38,12 +38,20 @@ struct vmm_chain {
 	struct iovec in[VMM_QUEUE_MAX];
 };
 
+/* A chain that is done with: written bytes are valid in its writable part. */
+struct vmm_done {
+	uint16_t head;
+	uint32_t written;
+};
+
 /* 1: a chain; 0: none is there; -EIO: the queue is broken now. */
 int vmm_queue_pop(struct vmm_queue *queue, struct vmm_chain *chain);
 /* Give the last popped chain back untouched; it is popped again. */
 void vmm_queue_unpop(struct vmm_queue *queue);
 /* Done with it: written bytes are valid in its writable part. */
 void vmm_queue_push(struct vmm_queue *queue, uint16_t head, uint32_t written);
+/* The same for n chains at once: the driver sees all of them or none. */
+void vmm_queue_push_all(struct vmm_queue *queue, const struct vmm_done *done, uint16_t n);
 /* Whether the driver wants to be interrupted for what was pushed since the last time. */
 bool vmm_queue_should_signal(struct vmm_queue *queue);
 /* Tell the driver whether a kick is wanted; after enabling, look once more for chains. */

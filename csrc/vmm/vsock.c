@@ -111,10 +111,8 @@ static const char *save(struct vmm_device *device, struct vmm_own_state *own)
 /* The guest may have half of a stream left; and its address may be another. */
 static const char *load(struct vmm_device *device, const struct vmm_own_state *own)
 {
-	if (own->len)
-		return "it has no state of its own";
 	vmm_vsock_transport_reset(device);
-	return NULL;
+	return vmm_device_load_nothing(device, own);
 }
 
 static const struct vmm_device_ops ops = {

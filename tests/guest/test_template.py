@@ -169,14 +169,17 @@ def test_forked(world: World) -> None:
 
 def test_a_clone_is_a_whole_machine(world: World) -> None:
     """It runs several commands, refuses what nobody listens on, and is switched off."""
-    with world.settings() as settings, Zygote(world.template, settings) as zygote:
-        with zygote.fork() as clone:
-            assert Agent(clone.connect).info().release == world.kernel.release
-            with pytest.raises(StreamRefused):
-                clone.connect(99)
-            assert world.draw(clone).random != world.draw(clone).random
-            Agent(clone.connect).power_off()
-            assert clone.wait() is Ended.POWER_OFF
+    with (
+        world.settings() as settings,
+        Zygote(world.template, settings) as zygote,
+        zygote.fork() as clone,
+    ):
+        assert Agent(clone.connect).info().release == world.kernel.release
+        with pytest.raises(StreamRefused):
+            clone.connect(99)
+        assert world.draw(clone).random != world.draw(clone).random
+        Agent(clone.connect).power_off()
+        assert clone.wait() is Ended.POWER_OFF
 
 
 def test_clones_outlive_the_zygote(world: World) -> None:

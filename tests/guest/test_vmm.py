@@ -5,35 +5,22 @@ On KVM that runs stock kernels alone: in the bed.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from cowork_nsrun.guest.image import Image, prepare
-from cowork_nsrun.guest.kernel import Kernel, choose
+from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, Settings, StreamRefused
-from cowork_nsrun.program import find_program
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
-    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
-                                       check=True).stdout)["probes"]  # fmt: skip
-    for probe in probes:
-        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
-            lack(f"no machine: {probe['name']}: {probe['evidence']}")
-    return choose()
 
 
 @pytest.fixture(scope="module")

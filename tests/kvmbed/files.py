@@ -21,6 +21,7 @@ PACKAGES = (
     "kmod",
     "libc6-dev",
     "libcap2-bin",
+    "libslirp0",
     "make",
     "man-db",
     "mount",

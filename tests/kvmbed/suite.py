@@ -43,11 +43,14 @@ STEPS = (
     Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
     Step("guest-boot", ("tests/guest/test_vmm.py",), Job((), user=USER, groups=("kvm",))),
+    # root: a name server has port 53
+    Step("net-root", ("tests/guest/test_network.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
     Step("vmm-root", VMM),
     Step("vmm-kvm", VMM, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
+    Step("vsock-root", ("tests/vmm/test_vsock.py",)),
     # samples: all would take 4 and 20 minutes
     Step("hostile-root", ("tests/hostile", "--every=2")),
     Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),

@@ -106,7 +106,9 @@ static struct end *take(struct end *ends, uint32_t n, struct driver_packet *pack
 		if (ends[i].guest_port == packet->header.dst_port &&
 		    ends[i].host_port == packet->header.src_port)
 			end = &ends[i];
-	CHECK(end);
+	if (!end)
+		driver_fail("operation %u of no stream: ports %u, %u", packet->header.op,
+			    packet->header.dst_port, packet->header.src_port);
 	end->peer_alloc = packet->header.buf_alloc;
 	end->peer_fwd_cnt = packet->header.fwd_cnt;
 	for (uint32_t i = 0; i < packet->header.len; i++)
@@ -747,6 +749,7 @@ static void case_rounds_are_fair(void)
 static void case_changes_in_the_line(void)
 {
 	struct end ends[3] = { connected_to(1), connected_to(2), connected_to(3) };
+	struct driver_packet packet;
 	struct end next;
 	char byte;
 
@@ -764,14 +767,15 @@ static void case_changes_in_the_line(void)
 	CHECK(send_op(&ends[1], VSOCK_OP_RST, 0));
 	/* it took none of the host's bytes */
 	CHECK(recv(ends[1].fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == ECONNRESET);
-	driver_post(1);
 	next = ask(2);
+	driver_post(1);
 	driver_settle();
 	take_all(ends, 3);
 	CHECK(ends[2].received == 100 && !ends[0].received);
 	/* that one used no buffer up */
 	driver_post(1);
-	expect(&next, VSOCK_OP_REQUEST);
+	driver_settle();
+	CHECK(driver_take(&packet) && packet.header.op == VSOCK_OP_REQUEST);
 	ends[0].alloc = 100;
 	driver_post(1);
 	CHECK(send_op(&ends[0], VSOCK_OP_CREDIT_UPDATE, 0));
@@ -924,6 +928,7 @@ static void case_flood_of_strays(void)
 	while (driver_send(&header, NULL, 0))
 		sent++;
 	CHECK(sent > VSOCK_REPLIES && sent < 1000);
+	driver.repost = false;
 	driver.quiet = true;
 	driver_post(10);
 	driver.quiet = false;
@@ -934,6 +939,7 @@ static void case_flood_of_strays(void)
 	CHECK(answered == 10);
 	CHECK(driver_send(&header, NULL, 0));
 	sent++;
+	driver.repost = true;
 	for (int i = 0; i < 10000; i++) {
 		sent += driver_send(&header, NULL, 0);
 		driver_post(1);
@@ -945,26 +951,60 @@ static void case_flood_of_strays(void)
 	CHECK(sent > 5000 && answered == sent);
 }
 
-/* More packets than the device takes in one turn, by one kick. */
+/* As many packets as the queue holds, by one kick; how many. */
+static uint32_t send_full(const struct vsock_header *header)
+{
+	uint32_t sent = 0;
+
+	driver.quiet = true;
+	while (driver_send(header, NULL, 0))
+		sent++;
+	driver.quiet = false;
+	driver_kick(VSOCK_TX);
+	driver_settle();
+	return sent;
+}
+
+/* More than one turn's packets, by one kick. */
 static void case_full_queues(void)
 {
-	struct end stray = { .guest_port = 9, .host_port = 9 };
-	struct vsock_header header = good_header(&stray);
-	struct driver_packet packet;
+	enum { N = 128 };
+	struct end ends[N];
+	struct vsock_header header;
+	uint32_t full;
 
-	for (uint32_t round = 0; round < 3; round++) {
-		uint32_t sent = 0, answered = 0;
+	ends[0] = connected_to(0);
+	header = good_header(&ends[0]);
+	header.op = VSOCK_OP_CREDIT_UPDATE;
+	full = send_full(&header);
+	CHECK(full >= VSOCK_BATCH && send_full(&header) == full);
+	header.src_port++;
+	full = send_full(&header);
+	CHECK(send_full(&header) == full);
+	/* as many resets, and then as many streams' bytes, at once */
+	for (uint32_t i = 0; i < 2 * full; i++) {
+		struct driver_packet packet;
 
-		driver.quiet = true;
-		while (driver_send(&header, NULL, 0))
-			sent++;
-		CHECK(sent >= VSOCK_BATCH);
-		driver.quiet = false;
-		driver_kick(VSOCK_TX);
 		driver_settle();
-		while (driver_take(&packet))
-			answered++;
-		CHECK(answered == sent);
+		CHECK(driver_take(&packet));
+	}
+	for (uint32_t i = 1; i < full; i++)
+		ends[i] = connected_to(i);
+	driver.repost = false;
+	for (uint32_t i = 0; i < full; i++)
+		CHECK(host_send(&ends[i], 0, 100) == 100);
+	take_all(ends, full);
+	for (uint32_t i = 0; i < full; i++)
+		CHECK(host_send(&ends[i], 100, 100) == 100);
+	driver.quiet = true;
+	driver_post(full);
+	driver.quiet = false;
+	driver_kick(VSOCK_RX);
+	driver_settle();
+	take_all(ends, full);
+	for (uint32_t i = 0; i < full; i++) {
+		CHECK(ends[i].received == 200);
+		close(ends[i].fd);
 	}
 }
 

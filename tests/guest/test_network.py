@@ -1,0 +1,86 @@
+"""A stock kernel whose network card is joined to nsrun-slirp.
+
+On KVM that runs stock kernels alone: in the bed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from net_servers import answer_crc, name_server, sender, tcp_server
+
+from cowork_nsrun.guest.image import Image, prepare
+from cowork_nsrun.guest.kernel import Kernel
+from cowork_nsrun.guest.network import Network
+from cowork_nsrun.guest.vmm import Ended, Monitor, Settings, find_beside
+
+HERE = Path(__file__).parent
+SOURCE = HERE.parents[1] / "csrc"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def image(open_directory: Path, kernel: Kernel, lack: Callable[[str], NoReturn]) -> Iterator[Image]:
+    if not find_beside("nsrun-vmm").with_name("nsrun-slirp").exists():
+        lack("no nsrun-slirp: libslirp was not there when nsrun was built")
+    program = open_directory / "online"
+    compiler = shutil.which("musl-gcc") or "cc"
+    headers = ["-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu"]
+    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-static"]
+    command += [f"-I{SOURCE}/guest", f"-I{SOURCE}/net", *headers, "-o", str(program)]
+    command += [f"{HERE}/online.c", f"{SOURCE}/guest/net_up.c"]
+    subprocess.run(command, check=True)
+    with prepare(kernel, program, network=True) as made:
+        yield made
+
+
+def run(image: Image, network: Network, *words: str) -> str:
+    """What the guest said, to its end."""
+    settings = Settings(256, cmdline=" ".join(("quiet", *words)), network=network)
+    with network, Monitor(image, settings) as monitor:
+        assert monitor.wait() is Ended.POWER_OFF, monitor.failure()
+        # with the monitor its network goes, by itself
+        assert network.wait() == 0
+    console = monitor.console.decode()
+    assert "the network is up" in console, console
+    return console
+
+
+@pytest.mark.parametrize(("mtu", "size"), [(1500, MIB), (65520, 16 * MIB)])
+def test_what_is_fetched_and_sent_is_intact(image: Image, mtu: int, size: int) -> None:
+    data = random.Random(mtu).randbytes(size)
+    with tcp_server(sender(data)) as (port, _), tcp_server(answer_crc) as (sink, _):
+        console = run(image, Network(mtu=mtu, loopback=True), f"get={port}", f"put={sink}")
+    assert f"got {len(data)} bytes, crc {zlib.crc32(data):08x}\r\n" in console
+    found = re.search(r"put crc (\w+), answer (\w+)", console)
+    assert found, console
+    assert found[1] == found[2]
+
+
+def test_the_host_is_out_of_reach(image: Image) -> None:
+    with tcp_server(sender(b"secret")) as (port, came):
+        console = run(image, Network(), f"get={port}", f"to=127.0.0.1,{port}", f"to=::1,{port}")
+        assert came == []
+    # the guest's own loopback is down, too
+    assert console.count("no way to ") == 3, console
+
+
+def test_names_are_the_hosts(image: Image, lack: Callable[[str], NoReturn]) -> None:
+    if os.geteuid() or os.environ.get("NSRUN_KVMBED") != "inside":
+        lack("no name server: only root in the bed may change /etc/resolv.conf")
+    resolv = Path("/etc/resolv.conf")
+    resolv.write_text("nameserver 127.0.0.1\n")
+    with name_server({"some.test": "192.0.2.7"}, "127.0.0.1") as queries:
+        console = run(image, Network(), "name=some.test", "name=other.test")
+    assert "some.test is 192.0.2.7" in console
+    assert "other.test: Name does not resolve" in console
+    assert queries
