@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from cowork_nsrun.guest.agent import Agent, Command, Settings
 from cowork_nsrun.guest.compile import Translation
 from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import choose
+from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import GuestError, Monitor, StreamRefused, find_beside
 from cowork_nsrun.guest.vmm import Settings as MonitorSettings
@@ -67,24 +69,35 @@ class Machine(Closing):
     Arguments:
         kernel: an image to boot; by default the first fit one that is found.
         size: memory and processors.
+        network: whether it reaches what this process reaches.
 
     Raises:
         NsrunError: there is no fit kernel, or it can't be started.
     """
 
-    def __init__(self, kernel: str | Path | None = None, size: Size | None = None) -> None:
+    def __init__(
+        self,
+        kernel: str | Path | None = None,
+        size: Size | None = None,
+        *,
+        network: bool = False,
+    ) -> None:
         size = size or Size()
-        with (
-            prepare(choose(kernel), find_beside("nsrun-agent")) as image,
-            _view(()) as view,
-        ):
-            settings = MonitorSettings(
-                memory_mib=size.memory(),
-                cpus=size.processors(),
-                cmdline="quiet nsrun.fs",
-                shares={_TAG: view},
-            )
-            self.monitor = Monitor(image, settings)
+        with ExitStack() as on_error:
+            self.network = on_error.enter_context(Network()) if network else None
+            with (
+                prepare(choose(kernel), find_beside("nsrun-agent"), network=network) as image,
+                _view(()) as view,
+            ):
+                settings = MonitorSettings(
+                    memory_mib=size.memory(),
+                    cpus=size.processors(),
+                    cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
+                    shares={_TAG: view},
+                    network=self.network,
+                )
+                self.monitor = Monitor(image, settings)
+            on_error.pop_all()
         self.agent = Agent(self.monitor.connect)
 
     def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
@@ -144,8 +157,11 @@ class Machine(Closing):
         """The guest's death, if that is what an error of the agent's is about."""
         if self.monitor.wait(0.5) is None:
             return error
-        return self.monitor.failure()
+        network = None if self.network is None else self.network.failure()
+        return network or self.monitor.failure()
 
     def close(self) -> None:
         """End it at once: nothing in it is worth more than the host's files."""
         self.monitor.close()
+        if self.network is not None:
+            self.network.close()
