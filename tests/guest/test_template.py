@@ -5,7 +5,6 @@ On KVM that runs stock kernels alone: in the bed.  NSRUN_CLONES=n for more than 
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
@@ -13,11 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 import pytest
 
@@ -25,12 +24,11 @@ from cowork_nsrun.guest import cache
 from cowork_nsrun.guest.agent import Agent
 from cowork_nsrun.guest.agent import Settings as CommandSettings
 from cowork_nsrun.guest.compile import translate
-from cowork_nsrun.guest.kernel import Kernel, choose
+from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.guest.template import Template, Zygote, key
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, Settings, StreamRefused, find_beside
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.program import find_program
 
 HERE = Path(__file__).parent
 CLONES = int(os.environ.get("NSRUN_CLONES", "8"))
@@ -99,16 +97,6 @@ class World:
                 words = stdout.read().split()
             assert command.wait() == 0
         return Drawn(words[0], int(words[1]), int(words[2]))
-
-
-@pytest.fixture(scope="module")
-def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
-    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
-                                       check=True).stdout)["probes"]  # fmt: skip
-    for probe in probes:
-        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
-            lack(f"no machine: {probe['name']}: {probe['evidence']}")
-    return choose()
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +292,7 @@ def test_two_processes_make_it_once(world: World, tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from test_template import *\n"
+        "from cowork_nsrun.guest.kernel import choose\n"
         "def ready(monitor):\n"
         "    wait_ready(monitor)\n"
         "    os.close(os.open(sys.argv[2], os.O_CREAT | os.O_EXCL))\n"
