@@ -101,7 +101,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
             machine.wait_ready()
             if translation.hold is not None:
                 os.read(translation.hold, 1)
-            settings = _settings(request.limits.within(translation.limits))
+            settings = own_settings(request.limits.within(translation.limits))
             with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
                 status = _relayed(command, tell)
@@ -114,7 +114,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     return status
 
 
-def _settings(limits: Limits) -> Settings:
+def own_settings(limits: Limits) -> Settings:
     """This process's ids; the guest gets the time and fresh entropy."""
     old = os.umask(0)
     os.umask(old)

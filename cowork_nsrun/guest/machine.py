@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ class Machine(Closing):
                 self.monitor = Monitor(image, settings)
             on_error.pop_all()
         self.agent = Agent(self.monitor.connect)
+        self._sharing = threading.Lock()
+        self._numbers: dict[tuple[Export, ...], int] = {}
 
     def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
         """Wait until the agent listens.
@@ -137,21 +140,30 @@ class Machine(Closing):
         Raises:
             NsrunError: the guest can't be given it.
         """
-        first = 0
-        if translation.exports:
-            try:
-                with _view(translation.exports) as view:
-                    first = self.monitor.export(view)
-            except ValueError as error:
-                raise NsrunError(str(error)) from None
         return self.agent.start(
-            translation.plan(first),
+            translation.plan(self._shared(translation.exports)),
             settings,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             terminal=terminal,
         )
+
+    def _shared(self, exports: tuple[Export, ...]) -> int:
+        """The number of the first of them; what was shared before is not shared again."""
+        with self._sharing:
+            if exports and exports not in self._numbers:
+                try:
+                    with _view(exports) as view:
+                        self._numbers[exports] = self.monitor.export(view)
+                except ValueError as error:
+                    raise NsrunError(str(error)) from None
+            return self._numbers.get(exports, 0)
+
+    @property
+    def alive(self) -> bool:
+        """It has not ended yet."""
+        return self.monitor.wait(0) is None
 
     def explain(self, error: NsrunError) -> NsrunError:
         """The guest's death, if that is what an error of the agent's is about."""

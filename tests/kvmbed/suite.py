@@ -56,6 +56,7 @@ STEPS = (
         ("tests/guest/test_exec.py",),
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
     ),
+    Step("sessions-root", ("tests/cowork/test_machine_sessions.py",), Job((), timeout_s=900)),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
     Step("agent-root", ("tests/guest/test_agent_guest.py",)),
