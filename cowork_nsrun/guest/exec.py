@@ -36,6 +36,10 @@ FORWARDED = (
 )  # fmt: skip
 
 
+#: of these, those that nobody waits for a boot with
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is to be done.
@@ -162,7 +166,7 @@ def _is_open(fd: int) -> bool:
 
 
 class _Forwarding(ExitStack):
-    """Signals go to the command, those that come before it is there as well."""
+    """Signals go to the command; before it is there, those that end a program end this one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,10 +189,9 @@ class _Forwarding(ExitStack):
         self.callback(signal.signal, number, signal.signal(number, handler))
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if self._command is None:
-            self._early.append(number)
-        else:
-            self._command.signal(number)
+        if self._command is None and number in ENDING:
+            raise SystemExit(128 + number)
+        self.signal(number)
 
     def _resize(self, _number: int, _frame: FrameType | None) -> None:
         if self._command is not None and self._command.terminal is not None:
@@ -198,7 +201,10 @@ class _Forwarding(ExitStack):
 
     def signal(self, number: int) -> None:
         """To the command, at once or when it is there."""
-        self._forward(number, None)
+        if self._command is None:
+            self._early.append(number)
+        else:
+            self._command.signal(number)
 
     def to(self, command: Command) -> None:
         """From now on to this one."""
