@@ -75,6 +75,34 @@ def opened(kind: str, key: str, make: Callable[[BinaryIO], None]) -> BinaryIO:
     return file
 
 
+def found(kind: str, key: str) -> BinaryIO | None:
+    """The file if it is there, to be read."""
+    try:
+        with _own_directory() as place:
+            return _found(place, kind, key)
+    except _Unusable:
+        return None
+
+
+def keep(kind: str, key: str, make: Callable[[BinaryIO], None]) -> None:
+    """Have ``make`` write the file, unless it is there, or there is no place for it.
+
+    Raises:
+        Exception: what ``make`` raises.
+    """
+    try:
+        with _own_directory() as place:
+            (_found(place, kind, key) or _made(place, kind, key, make)).close()
+    except _Unusable as reason:
+        log.info("%s is not used: %s", directory(), reason)
+
+
+def drop(kind: str, key: str) -> None:
+    """Remove a file that turned out to be of no use."""
+    with suppress(_Unusable, OSError), _own_directory() as place:
+        os.unlink(f"{kind}-{key}", dir_fd=place)
+
+
 class _Unusable(Exception):
     pass
 

@@ -40,6 +40,8 @@ from cowork_nsrun.guest.vmm import (
     run_monitor,
 )
 
+#: of files in the cache
+KIND = "template"
 #: part of every key: another way to save makes other files
 FORMAT = "1"
 #: seconds for a stream's end to reach the guest and come back
@@ -63,15 +65,22 @@ def key(kernel: Kernel, agent: Path, settings: Settings) -> str:
     """What a template depends on, as a name; any change of it makes the template useless.
 
     Raises:
-        OSError: a file of these can't be looked at.
+        GuestError: a file of these can't be looked at.
     """
     files = [kernel.path, agent, *kernel.modules, find_beside("nsrun-vmm")]
+    if settings.network is not None:
+        files += kernel.network or ()
     host = os.uname()
     shape = (settings.memory_mib, settings.cpus, COMMAND_LINE, settings.cmdline)
+    try:
+        identities = [cache.identity(path) for path in files]
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}"
+        raise GuestError(text, errno=error.errno or 0) from None
     return cache.key(
         [
             FORMAT,
-            *(cache.identity(path) for path in files),
+            *identities,
             repr((*shape, tuple(settings.shares), settings.network is not None)),
             repr((host.release, host.version, host.machine)),
             _processor(),
@@ -94,7 +103,7 @@ class Template(Closing):
 
     @classmethod
     def save(cls, monitor: Monitor, file: BinaryIO) -> Template:
-        """Save a running machine to an empty file.  It is paused afterwards.
+        """Save a running machine to an empty file.  It runs on afterwards.
 
         Streams must be closed, and no files shared; for streams that were closed just now
         it is tried again for a while.
@@ -112,7 +121,8 @@ class Template(Closing):
                     raise
             else:
                 return cls(file, monitor.settings)
-            monitor.resume()
+            finally:
+                monitor.resume()
             time.sleep(_NAP)
 
     @classmethod
@@ -137,12 +147,7 @@ class Template(Closing):
                 wait_ready(monitor)
                 cls.save(monitor, file)
 
-        try:
-            name = key(kernel, agent, settings)
-        except OSError as error:
-            text = f"{error.filename}: {error.strerror}"
-            raise GuestError(text, errno=error.errno or 0) from None
-        return cls(cache.opened("template", name, make), settings)
+        return cls(cache.opened(KIND, key(kernel, agent, settings), make), settings)
 
     def start(self, settings: Settings, ends: Ends) -> Process:
         """A monitor that restores it."""
