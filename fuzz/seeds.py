@@ -6,7 +6,7 @@ writes DIRECTORY/argv/N (words, each with its NUL), DIRECTORY/plan/N (the
 same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
 message of csrc/core/hand.h for such commands), DIRECTORY/vsock/N (what a
 driver and a host do, as fuzz/vsock.c reads it); for virtqueue and mmio
-queues that a driver could have made.
+queues that a driver could have made, for snapshot saved machines.
 """
 
 from __future__ import annotations
@@ -259,6 +259,35 @@ def agents() -> list[bytes]:
 def main(directory: Path, towrite: Path) -> int:
     fuses = [fuse(requests) for requests in FUSES]
     for name, inputs in (("virtqueue", virtqueues()), ("mmio", mmios()), ("fuse", fuses)):
+def saved_device(status: int, ready: int) -> bytes:
+    """The random number device, by its registers, its one queue and no state of its own."""
+    registers = struct.pack("<6I2QBI", 4, status, 1, 0, 0, 0, 1 << 32, 1 << 32, status == 15, 1)
+    queue = struct.pack("<3Q4H2B", DESC, AVAIL, USED, 8, 0, 0, 0, ready, 0)
+    return struct.pack("<I", 1) + registers + queue + struct.pack("<I", 0)
+
+
+def saved_processor(leaves: int, msrs: int, xsave: int) -> bytes:
+    """State of activity, registers, special ones, XCRs, APIC, events, debug registers, the rest."""
+    fixed = bytes(4 + 144 + 312 + 392 + 1024 + 64 + 128)
+    extended = struct.pack("<I", xsave) + bytes(xsave)
+    cpuid = struct.pack("<I", leaves) + bytes(40 * leaves)
+    return fixed + extended + cpuid + struct.pack("<I", msrs) + bytes(16 * msrs)
+
+
+def snapshots() -> Iterator[bytes]:
+    """As fuzz/snapshot.c reads them: a state without its header."""
+    chips = b"".join(struct.pack("<I", number) + bytes(516) for number in range(3))
+    start = struct.pack("<Q", 0x4000) + bytes(48) + chips + bytes(8)
+    one = struct.pack("<I", 1) + saved_processor(3, 5, 4096)
+    two = struct.pack("<I", 2) + 2 * saved_processor(1, 0, 4096)
+    for device in (struct.pack("<I", 0), saved_device(15, 1), saved_device(11, 0)):
+        for processors in (one, two):
+            yield start + device + processors
+
+
+def main(directory: Path, towrite: Path) -> int:
+    made = (("virtqueue", virtqueues()), ("mmio", mmios()), ("snapshot", snapshots()))
+    for name, inputs in made:
         (directory / name).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):
             (directory / name / str(number)).write_bytes(data)
