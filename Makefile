@@ -50,6 +50,7 @@ check: ## Lint, formatting, types
 	@.venv/bin/mypy
 	@.venv/bin/mypy tests/python tests/soak examples/*.py
 	@.venv/bin/mypy tests/cowork
+	@.venv/bin/mypy tests/vmm
 	@.venv/bin/mypy tests/guest
 	@.venv/bin/mypy -p tests.kvmbed
 	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run

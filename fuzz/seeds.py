@@ -4,7 +4,9 @@
 
 writes DIRECTORY/argv/N (words, each with its NUL), DIRECTORY/plan/N (the
 same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
-message of csrc/core/hand.h for such commands).
+message of csrc/core/hand.h for such commands), DIRECTORY/vsock/N (what a
+driver and a host do, as fuzz/vsock.c reads it); for virtqueue and mmio
+queues that a driver could have made.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 LINES = (
@@ -65,11 +68,118 @@ def hand(
     return struct.pack("<6I", 24 + len(body), flags, *counts) + body
 
 
+# actions of fuzz/vsock.c, settled
+PACKET, RAW, CONNECT, SEND, RECEIVE, SHUT, CLOSE, POST, TAKE, LISTEN = (
+    bytes([(n - 0x80) % 15 + 0x80]) for n in range(10)
+)
+
+
+def packet(op: int, data: int = 0, flags: int = 0) -> bytes:
+    """From port 0 of the guest's to the last port of the host's that it saw, with room."""
+    return PACKET + bytes([op, 0, 0, flags, 0xB0, 0, data])
+
+
+OPENED = CONNECT + b"\0" + TAKE + packet(2)
+VSOCKS = (
+    OPENED + packet(5, 60) + RECEIVE + b"\0\x3f" + packet(4, flags=3) + TAKE,
+    OPENED + SEND + b"\0\x8c" + TAKE + packet(6) + TAKE + CLOSE + b"\0\0" + TAKE + packet(3),
+    OPENED + packet(5, 0x8F) * 12 + RECEIVE + b"\0\x91" + SHUT + b"\0\1" + packet(7) + TAKE,
+    OPENED * 4 + CLOSE + b"\1\0" + SHUT + b"\2\0" + packet(4, flags=1) + packet(4, flags=2),
+    CONNECT + b"\0" + TAKE + packet(3) + CONNECT + b"\1" + CLOSE + b"\0\0" + POST + b"\4" + TAKE,
+    LISTEN
+    + b"\0"
+    + packet(1)
+    + packet(5, 9)
+    + TAKE
+    + packet(1)
+    + packet(9)
+    + RAW
+    + bytes([44, *range(44)]),
+)
+
+
+DESC, AVAIL, USED = 0x1000, 0x1400, 0x1800
+NEXT, WRITE, INDIRECT = 1, 2, 4
+
+
+def descriptor(address: int, length: int, flags: int, following: int = 0) -> bytes:
+    return struct.pack("<QIHH", address, length, flags, following)
+
+
+#: tables of descriptors, each with the heads that are offered
+RINGS = (
+    ([descriptor(0x2000, 100, NEXT, 1), descriptor(0x2100, 200, WRITE)], [0]),
+    ([descriptor(0x2000, 16, WRITE), descriptor(1 << 32, 4096, WRITE)], [0, 1, 0]),
+    (
+        [
+            descriptor(0x1010, 32, INDIRECT),
+            descriptor(0x3000, 1, NEXT, 2),
+            descriptor(0x3100, 0, WRITE),
+        ],
+        [0, 1],
+    ),
+    ([descriptor(0x2000, 8, WRITE | NEXT, 0)], [0]),
+)
+
+
+def memory(table: list[bytes], heads: list[int]) -> bytes:
+    """A guest's memory with that queue."""
+    image = bytearray(0x1800)
+    image[DESC : DESC + 16 * len(table)] = b"".join(table)
+    ring = struct.pack(f"<HH{len(heads)}H", 0, len(heads), *heads)
+    image[AVAIL : AVAIL + len(ring)] = ring
+    return bytes(image)
+
+
+def virtqueues() -> Iterator[bytes]:
+    """As fuzz/virtqueue.c reads them."""
+    for number, (table, heads) in enumerate(RINGS):
+        for flags in (number % 8, 7 - number % 8):
+            setting = (3, flags, DESC, AVAIL, USED, DESC + 8, number % 2, 0)
+            yield struct.pack("<BBHHHHBB", *setting) + memory(table, heads)
+
+
+def brought_up(device: int, table: list[bytes], heads: list[int]) -> list[tuple[int, ...]]:
+    """Steps of fuzz/mmio.c that bring a device up with that queue: what, device, at, value."""
+    registers = ((0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x24, 0), (0x20, 1 << 28))
+    registers += ((0x70, 11), (0x30, 0), (0x38, 8), (0x80, DESC), (0x90, AVAIL), (0xA0, USED))
+    registers += ((0x44, 1), (0x70, 15))
+    image = memory(table, heads)
+    words = ((at, image[at : at + 4]) for at in range(DESC, len(image), 4))
+    return [(2, device, *register) for register in registers] + [
+        (6, 0, at, int.from_bytes(word, "little")) for at, word in words if any(word)
+    ]
+
+
+def mmios() -> Iterator[bytes]:
+    """Each device with each ring, and the disk with each kind of request."""
+    end = [(5, 0, 0, 0), (5, 1, 0, 0), (4, 1, 0x60, 0)]
+    for device in (0, 1):
+        for ring in RINGS:
+            yield packed(brought_up(device, *ring) + end)
+    for kind in (0, 1, 4, 8, 77):
+        flags = NEXT if kind == 1 else NEXT | WRITE
+        table = [descriptor(0x2000, 16, NEXT, 1), descriptor(0x2100, 512, flags, 2)]
+        table.append(descriptor(0x2400, 1, WRITE))
+        words = [(6, 0, 0x2000, kind), (6, 0, 0x2008, 3)]
+        yield packed(brought_up(1, table, [0]) + words + end)
+
+
+def packed(steps: Sequence[tuple[int, ...]]) -> bytes:
+    return b"".join(struct.pack("<BBHI", *step) for step in steps)
+
+
 def main(directory: Path, towrite: Path) -> int:
-    for name in ("argv", "plan", "hand"):
+    for name, inputs in (("virtqueue", virtqueues()), ("mmio", mmios())):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(inputs):
+            (directory / name / str(number)).write_bytes(data)
+    for name in ("argv", "plan", "hand", "vsock"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     for number, parts in enumerate(HANDS):
         (directory / "hand" / str(number)).write_bytes(hand(*parts))
+    for number, actions in enumerate(VSOCKS):
+        (directory / "vsock" / str(number)).write_bytes(actions)
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)

@@ -263,6 +263,10 @@ class Plan:
         """Empty a list."""
         _check(lib.nsr_plan_clear(self._plan, which))
 
+    def clear_ops(self) -> None:
+        """Take all operations away."""
+        lib.nsr_plan_clear_ops(self._plan)
+
     def add_op(self, op: Op) -> None:
         """Add a filesystem operation."""
         native = ffi.new("struct nsr_op *")

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from cowork_nsrun.guest.exec import Limits, Request, execute, read_plan
 from cowork_nsrun.guest.kernel import VARIABLE, Kernel, find_kernels
+from cowork_nsrun.guest.machine import Size
+from cowork_nsrun.plan import Plan
+from cowork_nsrun.spec import parse_size
+
+USAGE = 2
 
 
 def _as_json(kernel: Kernel) -> dict[str, object]:
@@ -55,10 +61,45 @@ def _kernels(options: argparse.Namespace) -> int:
     return 0 if any(kernel.fit for kernel in found) else 1
 
 
+def _exec(options: argparse.Namespace) -> int:
+    if (options.plan is None) == (not options.words):
+        sys.stderr.write("nsrun: vm exec takes --plan FD, or bwrap's options and a command\n")
+        return USAGE
+    if options.plan is not None:
+        plan = read_plan(options.plan)
+    else:
+        words = options.words[1:] if options.words[0] == "--" else options.words
+        plan = Plan.from_argv(words)
+    limits = Limits(
+        None if options.memory is None else parse_size(options.memory),
+        options.pids,
+        options.cpu,
+        options.timeout,
+    )
+    size = Size(options.machine_memory, options.cpus)
+    return execute(Request(plan, options.kernel, size, limits, options.status_fd))
+
+
+def _exec_parser(part: argparse.ArgumentParser) -> None:
+    add = part.add_argument
+    add("--plan", type=int, metavar="FD", help="a plan in bytes, instead of options and command")
+    add("--kernel", metavar="IMAGE", help=f"boot this one; default: ${VARIABLE}, or one found")
+    add("--machine-memory", type=int, metavar="MIB", help="of the machine; default: 1024")
+    add("--cpus", type=int, metavar="N", help="of the machine; default: this one's, at most 4")
+    add("--memory", metavar="SIZE", help="of the command's processes together, such as 512M")
+    add("--pids", type=int, metavar="N", help="processes and threads at one time")
+    add("--cpu", type=float, metavar="N", help="processors' worth of time, such as 0.5")
+    add("--timeout", type=float, metavar="SECONDS", help="kill everything after that time")
+    add("--status-fd", type=int, default=-1, metavar="FD", help="a JSON object a line goes there")
+    add("words", nargs=argparse.REMAINDER, metavar="-- OPTION... COMMAND [ARGS...]",
+        help="as after 'nsrun'")  # fmt: skip
+    part.set_defaults(do=_exec)
+
+
 def main(words: Sequence[str]) -> int:
     """Carry out ``nsrun vm WORDS``; returns the exit status."""
     parser = argparse.ArgumentParser(prog="nsrun vm", description="Look after microVMs.")
-    parts = parser.add_subparsers(required=True, metavar="kernels")
+    parts = parser.add_subparsers(required=True, metavar="kernels|exec")
     part = parts.add_parser(
         "kernels",
         help="list the kernels that a microVM could boot; exit status 1 if none is fit",
@@ -66,6 +107,7 @@ def main(words: Sequence[str]) -> int:
     part.add_argument("kernel", nargs="?", metavar="IMAGE", help="look at this one alone")
     part.add_argument("--json", action="store_true", help="for programs")
     part.set_defaults(do=_kernels)
+    _exec_parser(parts.add_parser("exec", help="run one sandbox in a microVM of its own"))
     options = parser.parse_args(words)
     status: int = options.do(options)
     return status

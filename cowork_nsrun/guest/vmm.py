@@ -74,6 +74,13 @@ class Ended(IntEnum):
     BROKEN = 3
 
 
+def _last_words(console: bytes) -> list[str]:
+    """The last lines, or those before a panic; where it was in the kernel helps nobody."""
+    lines = [line.rstrip() for line in console.decode(errors="replace").splitlines()]
+    panics = (number for number, line in enumerate(lines, 1) if "Kernel panic" in line)
+    return [line for line in lines[: next(panics, None)] if line][-_LINES_SHOWN:]
+
+
 class GuestError(NsrunError):
     """A machine could not be started, or is not there any more.
 
@@ -82,8 +89,7 @@ class GuestError(NsrunError):
     """
 
     def __init__(self, text: str, console: bytes = b"", *, errno: int = 0) -> None:
-        lines = console.decode(errors="replace").splitlines()[-_LINES_SHOWN:]
-        shown = "".join(f"\n  guest: {line.rstrip()}" for line in lines if line.strip())
+        shown = "".join(f"\n  guest: {line}" for line in _last_words(console))
         super().__init__(text + shown, errno=errno)
         self.console = console
 

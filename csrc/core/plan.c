@@ -140,6 +140,13 @@ int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which)
 	return 0;
 }
 
+void nsr_plan_clear_ops(struct nsr_plan *plan)
+{
+	/* as above */
+	plan->ops = NULL;
+	plan->n_ops = plan->cap_ops = 0;
+}
+
 struct nsr_op *nsr_plan_new_op(struct nsr_plan *plan, uint32_t type)
 {
 	struct nsr_op *grown = nsr_plan_grow(plan, plan->ops, plan->n_ops, &plan->cap_ops,

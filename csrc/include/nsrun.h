@@ -172,6 +172,8 @@ int nsr_plan_add_op(struct nsr_plan *plan, const struct nsr_op *op);
 int nsr_plan_add_words(struct nsr_plan *plan, enum nsr_list which, const char *data, uint64_t len);
 /* Take all words of a list away; -EINVAL. */
 int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which);
+/* Take all operations away. */
+void nsr_plan_clear_ops(struct nsr_plan *plan);
 int nsr_plan_add_seccomp(struct nsr_plan *plan, const uint8_t *bpf, uint64_t len);
 /* By name, such as "nofile"; -EINVAL: there is no such limit. */
 int nsr_plan_add_rlimit(struct nsr_plan *plan, const char *name, uint64_t soft, uint64_t hard);

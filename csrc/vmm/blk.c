@@ -11,6 +11,7 @@
 #include "device.h"
 #include "disk.h"
 #include "end.h"
+#include "jail.h"
 
 enum { BLK_ID = 2, BLK_QUEUE = 128, SECTOR = 512, SERIAL_LEN = 20 };
 enum { T_IN = 0, T_OUT = 1, T_FLUSH = 4, T_GET_ID = 8 };
@@ -199,7 +200,6 @@ static void config_read(struct vmm_device *device, uint32_t offset, void *data, 
 struct vmm_device *vmm_blk_new(const struct vmm_blk_option *option)
 {
 	struct blk *blk = calloc(1, sizeof(*blk));
-	pthread_t thread;
 	int ret;
 
 	if (!blk)
@@ -223,9 +223,6 @@ struct vmm_device *vmm_blk_new(const struct vmm_blk_option *option)
 	blk->device.ops = &blk->ops;
 	pthread_cond_init(&blk->kicked, NULL);
 	pthread_cond_init(&blk->idle, NULL);
-	ret = pthread_create(&thread, NULL, work, blk);
-	if (ret)
-		vmm_fail(ret, "--blk %d: a thread", option->fd);
-	pthread_detach(thread);
+	vmm_jail_thread(VMM_ROLE_DISK, "--blk", work, blk);
 	return &blk->device;
 }

@@ -4,17 +4,21 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "cpu.h"
+#include "device.h"
 #include "end.h"
+#include "fs_device.h"
 #include "loop.h"
 
 static struct vmm_event event = { .fd = -1 };
 static struct vmm_streams streams;
+static struct vmm_device *fs;
 
 union fd_message {
 	struct cmsghdr header;
@@ -55,6 +59,11 @@ void vmm_control_set_streams(const struct vmm_streams *given)
 	streams = *given;
 }
 
+void vmm_control_set_fs(struct vmm_device *device)
+{
+	fs = device;
+}
+
 void vmm_control_answer(enum vmm_record_type type, uint32_t port, uint64_t value)
 {
 	int ret = vmm_control_send(type, port, value, -1);
@@ -76,9 +85,40 @@ static void obey_connect(const struct vmm_record *record, int fd)
 	vmm_control_answer(VMM_REFUSED, record->port, record->value);
 }
 
+/* Unlocked, since the host's file systems may be slow to open what is named. */
+static int add_exports(int view)
+{
+	char error[512];
+	int first;
+
+	if (!fs)
+		return -ENODEV;
+	vmm_unlock();
+	first = vmm_fs_add(fs, view, error, sizeof(error));
+	vmm_lock();
+	if (first >= 0)
+		return first;
+	fprintf(stderr, "nsrun-vmm: EXPORTS: %s\n", error);
+	return -EINVAL;
+}
+
+static void obey_exports(const struct vmm_record *record, int fd)
+{
+	int first;
+
+	if (fd < 0)
+		vmm_fail(0, "control: EXPORTS without a descriptor");
+	first = add_exports(fd);
+	close(fd);
+	if (first < 0)
+		vmm_control_answer(VMM_NOT_EXPORTED, (uint32_t)-first, record->value);
+	else
+		vmm_control_answer(VMM_EXPORTED, (uint32_t)first, record->value);
+}
+
 static void obey(const struct vmm_record *record, int fd)
 {
-	if (fd >= 0 && record->type != VMM_CONNECT)
+	if (fd >= 0 && record->type != VMM_CONNECT && record->type != VMM_EXPORTS)
 		vmm_fail(0, "control: a descriptor with a record of type %u", record->type);
 	switch (record->type) {
 	case VMM_CONNECT:
@@ -100,6 +140,9 @@ static void obey(const struct vmm_record *record, int fd)
 	case VMM_RESUME:
 		vmm_cpus_resume();
 		vmm_control_answer(VMM_RESUMED, 0, 0);
+		break;
+	case VMM_EXPORTS:
+		obey_exports(record, fd);
 		break;
 	default:
 		vmm_fail(0, "control: no record has the type %u", record->type);

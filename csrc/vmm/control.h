@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 
+struct vmm_device;
 struct vmm_loop;
 
 struct vmm_record {
@@ -25,6 +26,7 @@ enum vmm_record_type {
 	VMM_UNLISTEN = 3,           /* port */
 	VMM_PAUSE = 4,
 	VMM_RESUME = 5,
+	VMM_EXPORTS = 6,            /* value: cookie, with a view's file: more for the guest to see */
 	/* monitor to owner */
 	VMM_RUNNING = 65,
 	VMM_CONNECTED = 66,         /* port, value: cookie */
@@ -33,6 +35,8 @@ enum vmm_record_type {
 	VMM_PAUSED = 69,
 	VMM_RESUMED = 70,
 	VMM_ENDED = 71,             /* port: a reason */
+	VMM_EXPORTED = 72,          /* port: the first one's index, value: cookie */
+	VMM_NOT_EXPORTED = 73,      /* port: an errno, value: cookie */
 };
 
 enum vmm_ended {
@@ -52,6 +56,8 @@ struct vmm_streams {
 
 /* Serve the socket from now on; ends the monitor when that can't be. */
 void vmm_control_start(struct vmm_loop *loop, int fd);
+/* The device that EXPORTS are for; before it each is refused. */
+void vmm_control_set_fs(struct vmm_device *fs);
 /* The stream device; before it every CONNECT is refused. */
 void vmm_control_set_streams(const struct vmm_streams *streams);
 /*

@@ -15,12 +15,13 @@
 #include "cpuid.h"
 #include "device.h"
 #include "end.h"
+#include "jail.h"
 #include "mmio.h"
 #include "options.h"
 #include "ports.h"
 #include "vm.h"
 
-enum { KICK = SIGUSR1, STACK_SIZE = 256 << 10 };
+enum { KICK = SIGUSR1 };
 /* the local APIC's page */
 enum { APIC_LVT0 = 0x350, APIC_LVT1 = 0x360, APIC_EXTINT = 0x700, APIC_NMI = 0x400 };
 /* MTRRs on, and all memory write-back: a guest without them does not use its PAT either */
@@ -218,18 +219,11 @@ static void kicked(int signal)
 void vmm_cpus_start(void)
 {
 	struct sigaction action = { .sa_handler = kicked };
-	pthread_attr_t attr;
-	int ret;
 
 	sigaction(KICK, &action, NULL);
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_SIZE);
-	for (uint32_t i = 0; i < cpus.n; i++) {
-		ret = pthread_create(&cpus.cpu[i].thread, &attr, run, &cpus.cpu[i]);
-		if (ret)
-			vmm_fail(ret, "a thread for processor %u", i);
-	}
-	pthread_attr_destroy(&attr);
+	for (uint32_t i = 0; i < cpus.n; i++)
+		cpus.cpu[i].thread = vmm_jail_thread(VMM_ROLE_CPU, "a processor", run,
+						     &cpus.cpu[i]);
 }
 
 void vmm_cpus_run(void)

@@ -14,6 +14,7 @@
 #include "device.h"
 #include "end.h"
 #include "fs/server.h"
+#include "jail.h"
 
 enum {
 	FS_ID = 26, TAG_LEN = 36, QUEUES = 2, REQUEST_QUEUE = 1, HIGH_QUEUE_SIZE = 64,
@@ -252,20 +253,14 @@ int vmm_fs_add(struct vmm_device *device, int view_fd, char *error, size_t n)
 static void start_threads(struct fs *fs)
 {
 	pthread_condattr_t attr;
-	pthread_t thread;
-	int ret;
 
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&fs->kicked, &attr);
 	pthread_cond_init(&fs->idle, &attr);
 	pthread_condattr_destroy(&attr);
-	for (int i = 0; i < WORKERS; i++) {
-		ret = pthread_create(&thread, NULL, work, fs);
-		if (ret)
-			vmm_fail(ret, "--fs: a thread");
-		pthread_detach(thread);
-	}
+	for (int i = 0; i < WORKERS; i++)
+		vmm_jail_thread(VMM_ROLE_FS, "--fs", work, fs);
 }
 
 struct vmm_device *vmm_fs_new(const char *tag, int view_fd)

@@ -2,6 +2,7 @@
 /* main.c - the monitor of one virtual machine. */
 #include <errno.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include "acpi.h"
 #include "blk.h"
@@ -10,6 +11,7 @@
 #include "cpu.h"
 #include "end.h"
 #include "fs_device.h"
+#include "jail.h"
 #include "loop.h"
 #include "mmio.h"
 #include "net.h"
@@ -34,6 +36,15 @@ static void attach_net(struct vmm_loop *loop)
 	vmm_mmio_attach(&vm, loop, net);
 }
 
+static void attach_fs(struct vmm_loop *loop, const struct vmm_fs_option *option, bool first)
+{
+	struct vmm_device *fs = vmm_fs_new(option->tag, option->view);
+
+	vmm_mmio_attach(&vm, loop, fs);
+	if (first)
+		vmm_control_set_fs(fs);
+}
+
 static void attach_devices(struct vmm_loop *loop)
 {
 	if (options.rng)
@@ -45,8 +56,32 @@ static void attach_devices(struct vmm_loop *loop)
 	for (uint32_t i = 0; i < options.n_blk; i++)
 		vmm_mmio_attach(&vm, loop, vmm_blk_new(&options.blk[i]));
 	for (uint32_t i = 0; i < options.n_fs; i++)
-		vmm_mmio_attach(&vm, loop,
-				vmm_fs_new(options.fs[i].tag, options.fs[i].view));
+		attach_fs(loop, &options.fs[i], i == 0);
+}
+
+/* The descriptors that the command line names are all that stay. */
+static void begin_jail(void)
+{
+	int keep[5 + 3 * VMM_DEVICES] = {
+		options.kernel, options.initrd, options.control, options.console, options.net,
+	}, n = 5;
+
+	for (uint32_t i = 0; i < options.n_blk; i++) {
+		keep[n++] = options.blk[i].fd;
+		keep[n++] = options.blk[i].cow;
+	}
+	for (uint32_t i = 0; i < options.n_fs; i++)
+		keep[n++] = options.fs[i].view;
+	vmm_jail_begin(options.jail, keep, n);
+}
+
+/* What was needed to make the machine, and is not to run it. */
+static void close_sources(void)
+{
+	close(vm.kvm);
+	close(options.kernel);
+	if (options.initrd >= 0)
+		close(options.initrd);
 }
 
 /* A write to a pipe or socket whose reader is gone is an error, no end. */
@@ -65,6 +100,7 @@ int main(int argc, char **argv)
 
 	(void)argc;
 	vmm_options(&options, argv + 1);
+	begin_jail();
 	ignore_broken_pipes();
 	loop = vmm_loop_new();
 	if (!loop)
@@ -77,6 +113,8 @@ int main(int argc, char **argv)
 	entry = vmm_boot(&vm.memory, &options);
 	vmm_cpus_make(&vm, options.cpus, entry);
 	vmm_cpus_start();
+	close_sources();
+	vmm_jail_end(options.n_fs ? VMM_ROLE_DEVICES_FS : VMM_ROLE_DEVICES);
 	vmm_control_send(VMM_RUNNING, 0, 0, -1);
 	vmm_cpus_run();
 	ret = vmm_loop_run(loop);

@@ -1,16 +1,59 @@
-"""What the tests of guests share: a machine that runs a stock kernel."""
+"""Fixtures of the tests of a guest's parts."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from agent_server import Server
 
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.program import find_program
+
+TESTS = Path(__file__).parent.parent
+sys.path.insert(0, str(TESTS / "python"))
+
+from leftovers import processes_with  # noqa: E402 - found by the line above
+
+UNPRIVILEGED = 12345
+
+
+@pytest.fixture
+def marker() -> Iterator[str]:
+    """A number of seconds that only this test sleeps; nobody does when it is over."""
+    value = f"1000.{time.monotonic_ns() % 10**9}"
+    yield value
+    assert processes_with(value) == []
+
+
+@pytest.fixture(scope="module", params=["caller", "unprivileged"])
+def agents(request: pytest.FixtureRequest, open_directory: Path) -> Iterator[Server]:
+    """An agent of the tests' own user, then one of a user without privileges."""
+    if request.param == "unprivileged" and os.geteuid() != 0:
+        pytest.skip("the tests' own user has no privileges already")
+    directory = open_directory / f"{request.module.__name__}-{request.param}"
+    directory.mkdir()
+    directory.chmod(0o777)
+    server = Server(directory, os.getuid() if request.param == "caller" else UNPRIVILEGED)
+    server.wait_until_ready()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def server(agents: Server) -> Iterator[Server]:
+    """The same, with nothing left in it when the test is over."""
+    before = agents.fds()
+    yield agents
+    agents.wait_until_idle(before)
+    assert agents.process.poll() is None
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ INSIDE = ("tests/kvmbed/inside",)
 AS_USER = (*INSIDE, "--ignore=tests/kvmbed/inside/test_remedies.py")
 # what depends on the kernel; emulated, all of tests/python would take half an hour
 CORE = ("tests/python/test_run.py", "tests/python/test_plan.py", "tests/tiers")
+VMM = tuple(f"tests/vmm/test_{name}.py" for name in ("monitor", "devices", "jail", "stock"))
 STEPS = (
     Step("driver", ("tests/kvmbed/outside",), None),
     Step("bed-root", INSIDE),
@@ -43,10 +44,13 @@ STEPS = (
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
-    Step("guest-boot", ("tests/guest",), Job((), user=USER, groups=("kvm",), environment=FEW)),
+    Step("guest-boot", ("tests/guest/test_vmm.py",), Job((), user=USER, groups=("kvm",))),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
+    Step("vmm-root", VMM),
+    Step("vmm-kvm", VMM, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
+    Step("vsock-root", ("tests/vmm/test_vsock.py",)),
     # samples: all would take 4 and 20 minutes
     Step("hostile-root", ("tests/hostile", "--every=2")),
     Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),

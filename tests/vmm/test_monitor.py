@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -14,8 +15,11 @@ import pytest
 from vmmlib import (
     CONNECT,
     ENDED,
+    EXPORTED,
+    EXPORTS,
     HANG,
     LISTEN,
+    NOT_EXPORTED,
     PAUSE,
     PAUSED,
     RECORD,
@@ -29,6 +33,8 @@ from vmmlib import (
     monitor,
     run,
 )
+
+from cowork_nsrun.guest.view import Export, view_bytes
 
 Guest = Callable[[str], Path]
 POWER_OFF, CRASHED, BROKEN = 1, 2, 3
@@ -110,7 +116,7 @@ def test_pause_and_resume(guest: Guest, cpus: str) -> None:
 
 
 def test_second_processor(guest: Guest) -> None:
-    ended = run(guest("cpus"), "--cpus", "2")
+    ended = run(guest("cpus"), "--cpus", "2", cmdline="wait")
     assert ended.lines == ["the second processor says 5a"]
     alone = run(guest("cpus"), "--cpus", "1")
     assert alone.lines == ["the second processor says 0"]
@@ -313,3 +319,34 @@ def test_without_the_right_to_use_kvm(guest: Guest, open_directory: Path) -> Non
             extra_groups=[],
         )
     assert (done.returncode, done.stderr) == (1, "nsrun-vmm: /dev/kvm: Permission denied\n")
+
+
+def test_exports_are_added(guest: Guest, tmp_path: Path) -> None:
+    def view(*exports: Export) -> int:
+        fd = os.memfd_create("view")
+        os.write(fd, view_bytes(exports))
+        return fd
+
+    fds = [view(), view(Export("/usr"), Export("/etc")), view(Export(str(tmp_path / "gone")))]
+    try:
+        with monitor(guest("hello"), "--fs", f"nsrun={fds[0]}", cmdline="l", fds=fds) as machine:
+            machine.expect(RUNNING)
+            for number, fd in enumerate((fds[1], fds[2], fds[1])):
+                machine.send(EXPORTS, 0, 70 + number, [fd])
+            assert machine.expect(EXPORTED) == Record(EXPORTED, 0, 70)
+            assert machine.expect(NOT_EXPORTED) == Record(NOT_EXPORTED, errno.EINVAL, 71)
+            assert machine.expect(EXPORTED) == Record(EXPORTED, 2, 72)
+            machine.control.close()
+            assert machine.process.wait(HANG) == 0
+            assert machine.process.stderr is not None
+            assert str(tmp_path / "gone") in machine.process.stderr.read().decode()
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_exports_without_a_file_server(guest: Guest) -> None:
+    with monitor(guest("hello"), cmdline="l") as machine, open(os.devnull, "rb") as null:
+        machine.expect(RUNNING)
+        machine.send(EXPORTS, 0, 7, [null.fileno()])
+        assert machine.expect(NOT_EXPORTED) == Record(NOT_EXPORTED, errno.ENODEV, 7)

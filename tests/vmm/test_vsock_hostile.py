@@ -7,12 +7,11 @@ driven through real virtqueues and real sockets, under the sanitizers.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Lack
+from vsocklib import Lack, find_compiler
 
 HERE = Path(__file__).parent
 VMM = HERE.parents[1] / "csrc" / "vmm"
@@ -23,13 +22,10 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 @pytest.fixture(scope="session")
 def vsock_cases(tmp_path_factory: pytest.TempPathFactory, lack: Lack) -> Path:
-    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if compiler is None:
-        lack("no C compiler: the vsock device cannot be driven")
     built = tmp_path_factory.mktemp("vsock") / "vsock_cases"
     sources = [HERE / "vsock_cases.c", HERE / "vsock_driver.c", VMM / "virtqueue.c"]
     sources += [VMM / "memory.c", *sorted(set(VMM.glob("vsock*.c")) - {VMM / "vsock_control.c"})]
-    command = [compiler, *FLAGS, *SANITIZERS, *map(str, sources), "-o", str(built)]
+    command = [find_compiler(lack), *FLAGS, *SANITIZERS, *map(str, sources), "-o", str(built)]
     subprocess.run(command, check=True)
     return built
 

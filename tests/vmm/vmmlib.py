@@ -23,8 +23,9 @@ GUEST_FLAGS = (
 )
 #: bytes: type, port, value
 RECORD = struct.Struct("=IIQ")
-CONNECT, LISTEN, UNLISTEN, PAUSE, RESUME = range(1, 6)
+CONNECT, LISTEN, UNLISTEN, PAUSE, RESUME, EXPORTS = range(1, 7)
 RUNNING, CONNECTED, REFUSED, ACCEPTED, PAUSED, RESUMED, ENDED = range(65, 72)
+EXPORTED, NOT_EXPORTED = 72, 73
 #: seconds after which a monitor counts as hung, far more than any takes
 HANG = 120
 

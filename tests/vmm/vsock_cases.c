@@ -3,7 +3,7 @@
  * vsock_cases.c - the vsock device, driven through its queues.
  *   vsock_cases --list    the cases' names
  *   vsock_cases CASE      0: good; else it says on stderr what is wrong
- * Each runs with and without VIRTIO_F_EVENT_IDX.
+ * Each runs with and without VIRTIO_F_EVENT_IDX, and with both ways to lay out packets.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -20,7 +20,6 @@ enum {
 	GUEST_PORT = 1024,
 	HOST_PORT = 77,
 	GUEST_BUFFER = 64 << 10,
-	RX_BUFFERS = 64,
 };
 
 #define CHECK(condition) \
@@ -107,7 +106,9 @@ static struct end *take(struct end *ends, uint32_t n, struct driver_packet *pack
 		if (ends[i].guest_port == packet->header.dst_port &&
 		    ends[i].host_port == packet->header.src_port)
 			end = &ends[i];
-	CHECK(end);
+	if (!end)
+		driver_fail("operation %u of no stream: ports %u, %u", packet->header.op,
+			    packet->header.dst_port, packet->header.src_port);
 	end->peer_alloc = packet->header.buf_alloc;
 	end->peer_fwd_cnt = packet->header.fwd_cnt;
 	for (uint32_t i = 0; i < packet->header.len; i++)
@@ -368,8 +369,9 @@ static void exchange(struct end *end, uint64_t bytes)
 			to_guest += host_send(end, first_received + to_guest,
 					      (uint32_t)(bytes - to_guest > 100000 ? 100000 :
 							 bytes - to_guest));
-		if (end->sent - first_sent < bytes)
-			send_bytes(end, (uint32_t)(bytes - (end->sent - first_sent)));
+		while (end->sent - first_sent < bytes &&
+		       send_bytes(end, (uint32_t)(bytes - (end->sent - first_sent))))
+			;
 		n = host_read(end, first_sent + from_guest, turns % 3 ? 3000 : 200000);
 		from_guest += n > 0 ? (uint64_t)n : 0;
 		for (int i = 0; i < 9 && take(end, 1, &packet); i++) {
@@ -381,6 +383,7 @@ static void exchange(struct end *end, uint64_t bytes)
 		}
 	}
 	CHECK(end->received - first_received == bytes && from_guest == bytes);
+	take_all(end, 1);
 }
 
 static void case_bulk(void)
@@ -406,6 +409,15 @@ static void case_credit_wraps(void)
 	end.fwd_cnt = near;
 	end.received = near;
 	end.sent = near;
+	/* room is counted over the edge too */
+	stream->tx_cnt = stream->peer_fwd_cnt = 0u - 1000;
+	CHECK(host_send(&end, near, 3000) == 3000);
+	expect(&end, VSOCK_OP_RW);
+	CHECK(host_send(&end, near + 3000, 3000) == 3000);
+	expect(&end, VSOCK_OP_RW);
+	CHECK(end.received == near + 6000ULL);
+	stream->tx_cnt = near + 6000;
+	end.fwd_cnt = near + 6000;
 	exchange(&end, 4 << 20);
 	CHECK(stream->tx_cnt < near && stream->fwd_cnt < near);
 	close_guest(&end);
@@ -421,6 +433,22 @@ static void case_credit_request_is_answered(void)
 	expect(&end, VSOCK_OP_CREDIT_UPDATE);
 	CHECK(end.peer_fwd_cnt == 100 && end.peer_alloc == VSOCK_BUFFER);
 	CHECK(host_read(&end, 0, 1000) == 100);
+	close_guest(&end);
+}
+
+static void case_few_credit_updates(void)
+{
+	struct end end = connected_to(GUEST_PORT);
+	struct driver_packet packet;
+	uint32_t updates = 0;
+
+	while (end.sent < 4 << 20) {
+		CHECK(send_bytes(&end, 1000) == 1000);
+		CHECK(host_read(&end, end.sent - 1000, 5000) == 1000);
+		while (take(&end, 1, &packet))
+			updates++;
+	}
+	CHECK(updates <= (4 << 20) / VSOCK_UPDATE + 1);
 	close_guest(&end);
 }
 
@@ -453,6 +481,9 @@ static void case_no_credit(void)
 	CHECK(send_op(&end, VSOCK_OP_CREDIT_UPDATE, 0));
 	expect(&end, VSOCK_OP_RW);
 	CHECK(end.received == 5000);
+	/* and it is listened to again */
+	CHECK(host_send(&end, 5000, 100) == 100);
+	expect(&end, VSOCK_OP_RW);
 	close_guest(&end);
 }
 
@@ -488,6 +519,20 @@ static void case_host_half_closes(void)
 	CHECK(send_bytes(&end, 4000) == 4000);
 	CHECK(host_read(&end, 0, 10000) == 4000);
 	close_guest(&end);
+	expect_nothing();
+}
+
+static void case_host_closes_after_its_half(void)
+{
+	struct end end = connected_to(GUEST_PORT);
+
+	CHECK(!shutdown(end.fd, SHUT_WR));
+	expect(&end, VSOCK_OP_SHUTDOWN);
+	CHECK(end.flags == VSOCK_NO_SEND);
+	close(end.fd);
+	expect(&end, VSOCK_OP_SHUTDOWN);
+	CHECK(end.flags == VSOCK_NO_MORE);
+	CHECK(send_op(&end, VSOCK_OP_RST, 0));
 	expect_nothing();
 }
 
@@ -624,6 +669,28 @@ static void case_stalled_host(void)
 		close_guest(&ends[i]);
 }
 
+/* The socket has room again before the device knows: what is buffered still comes first. */
+static void case_no_overtaking(void)
+{
+	struct end end = connected_to(1);
+	static uint8_t data[1 << 17];
+	uint64_t got;
+	int64_t n;
+
+	while (send_bytes(&end, 10000) && end.sent < 230000)
+		;
+	CHECK(end.sent >= 230000 && room_of(&end) > 1000);
+	n = recv(end.fd, data, sizeof(data), MSG_DONTWAIT);
+	CHECK(n == sizeof(data));
+	got = (uint64_t)n;
+	CHECK(send_bytes(&end, 1000) == 1000);
+	while ((n = host_read(&end, got, 1 << 20)) > 0)
+		got += (uint64_t)n;
+	CHECK(got == end.sent);
+	take_all(&end, 1);
+	close_guest(&end);
+}
+
 /* One of the guest's readers sleeps, with and without a host's writer that is still there. */
 static void case_stalled_guest(void)
 {
@@ -678,6 +745,48 @@ static void case_rounds_are_fair(void)
 	}
 }
 
+/* In line for a buffer, but with nothing to say, or gone, when it comes. */
+static void case_changes_in_the_line(void)
+{
+	struct end ends[3] = { connected_to(1), connected_to(2), connected_to(3) };
+	struct driver_packet packet;
+	struct end next;
+	char byte;
+
+	driver.repost = false;
+	driver_reset();
+	for (int i = 0; i < 3; i++)
+		close(ends[i].fd);
+	driver_start(event_idx, 3);
+	for (uint32_t i = 0; i < 3; i++)
+		ends[i] = connected_to(i + 1);
+	for (int i = 0; i < 3; i++)
+		CHECK(host_send(&ends[i], 0, 100) == 100);
+	ends[0].alloc = 0;
+	CHECK(send_op(&ends[0], VSOCK_OP_CREDIT_UPDATE, 0));
+	CHECK(send_op(&ends[1], VSOCK_OP_RST, 0));
+	/* it took none of the host's bytes */
+	CHECK(recv(ends[1].fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == ECONNRESET);
+	next = ask(2);
+	driver_post(1);
+	driver_settle();
+	take_all(ends, 3);
+	CHECK(ends[2].received == 100 && !ends[0].received);
+	/* that one used no buffer up */
+	driver_post(1);
+	driver_settle();
+	CHECK(driver_take(&packet) && packet.header.op == VSOCK_OP_REQUEST);
+	ends[0].alloc = 100;
+	driver_post(1);
+	CHECK(send_op(&ends[0], VSOCK_OP_CREDIT_UPDATE, 0));
+	take_all(ends, 3);
+	CHECK(ends[0].received == 100);
+	close(ends[0].fd);
+	close(ends[1].fd);
+	close(ends[2].fd);
+	close(next.fd);
+}
+
 static struct vsock_header good_header(const struct end *end)
 {
 	return (struct vsock_header){
@@ -697,6 +806,7 @@ static void case_stray_packets(void)
 
 	for (uint32_t len = 1; len < sizeof(header); len++)
 		CHECK(driver_send_raw(&header, len));
+	header.op = VSOCK_OP_RST;
 	header.src_cid = DRIVER_CID + 1;
 	CHECK(driver_send(&header, NULL, 0));
 	header.src_cid |= 1ULL << 32;
@@ -818,6 +928,18 @@ static void case_flood_of_strays(void)
 	while (driver_send(&header, NULL, 0))
 		sent++;
 	CHECK(sent > VSOCK_REPLIES && sent < 1000);
+	driver.repost = false;
+	driver.quiet = true;
+	driver_post(10);
+	driver.quiet = false;
+	driver_kick(VSOCK_RX);
+	driver_settle();
+	for (int i = 0; i < 10; i++)
+		answered += driver_take(&packet);
+	CHECK(answered == 10);
+	CHECK(driver_send(&header, NULL, 0));
+	sent++;
+	driver.repost = true;
 	for (int i = 0; i < 10000; i++) {
 		sent += driver_send(&header, NULL, 0);
 		driver_post(1);
@@ -827,6 +949,63 @@ static void case_flood_of_strays(void)
 	for (driver_settle(); driver_take(&packet); driver_settle())
 		answered++;
 	CHECK(sent > 5000 && answered == sent);
+}
+
+/* As many packets as the queue holds, by one kick; how many. */
+static uint32_t send_full(const struct vsock_header *header)
+{
+	uint32_t sent = 0;
+
+	driver.quiet = true;
+	while (driver_send(header, NULL, 0))
+		sent++;
+	driver.quiet = false;
+	driver_kick(VSOCK_TX);
+	driver_settle();
+	return sent;
+}
+
+/* More than one turn's packets, by one kick. */
+static void case_full_queues(void)
+{
+	enum { N = 128 };
+	struct end ends[N];
+	struct vsock_header header;
+	uint32_t full;
+
+	ends[0] = connected_to(0);
+	header = good_header(&ends[0]);
+	header.op = VSOCK_OP_CREDIT_UPDATE;
+	full = send_full(&header);
+	CHECK(full >= VSOCK_BATCH && send_full(&header) == full);
+	header.src_port++;
+	full = send_full(&header);
+	CHECK(send_full(&header) == full);
+	/* as many resets, and then as many streams' bytes, at once */
+	for (uint32_t i = 0; i < 2 * full; i++) {
+		struct driver_packet packet;
+
+		driver_settle();
+		CHECK(driver_take(&packet));
+	}
+	for (uint32_t i = 1; i < full; i++)
+		ends[i] = connected_to(i);
+	driver.repost = false;
+	for (uint32_t i = 0; i < full; i++)
+		CHECK(host_send(&ends[i], 0, 100) == 100);
+	take_all(ends, full);
+	for (uint32_t i = 0; i < full; i++)
+		CHECK(host_send(&ends[i], 100, 100) == 100);
+	driver.quiet = true;
+	driver_post(full);
+	driver.quiet = false;
+	driver_kick(VSOCK_RX);
+	driver_settle();
+	take_all(ends, full);
+	for (uint32_t i = 0; i < full; i++) {
+		CHECK(ends[i].received == 200);
+		close(ends[i].fd);
+	}
 }
 
 static void case_flood_of_requests(void)
@@ -863,7 +1042,7 @@ static void case_reset(void)
 	}
 	close(open.fd);
 	close(waiting.fd);
-	driver_start(event_idx, RX_BUFFERS);
+	driver_start(event_idx, UINT32_MAX);
 	expect_nothing();
 	next = connected_to(1);
 	exchange(&next, 1 << 20);
@@ -906,7 +1085,7 @@ static void case_broken_queue(void)
 	CHECK(last_event(DRIVER_REFUSED).port == 5);
 	close(next.fd);
 	driver_reset();
-	driver_start(event_idx, RX_BUFFERS);
+	driver_start(event_idx, UINT32_MAX);
 	next = connected_to(1);
 	close_guest(&next);
 }
@@ -915,13 +1094,14 @@ static void case_too_small_a_buffer(void)
 {
 	struct driver_ring *ring = &driver.ring[VSOCK_RX];
 	struct end end;
+	uint16_t head;
 	uint32_t *len;
 
 	driver_reset();
 	driver_start(event_idx, 1);
 	/* the first descriptor of the buffer: its length, and no next one */
-	len = (uint32_t *)(driver.memory.region[0].host + ring->desc_at +
-			   (uint64_t)ring->size / 2 * 32 - 32 + 8);
+	memcpy(&head, driver.memory.region[0].host + ring->avail_at + 4, sizeof(head));
+	len = (uint32_t *)(driver.memory.region[0].host + ring->desc_at + 16ULL * head + 8);
 	len[0] = sizeof(struct vsock_header) - 1;
 	len[1] = 2;
 	end = ask(1);
@@ -939,17 +1119,21 @@ static const struct {
 	{ "answer-before-the-question", case_answer_before_the_question },
 	{ "broken-queue", case_broken_queue },
 	{ "bulk", case_bulk },
+	{ "changes-in-the-line", case_changes_in_the_line },
 	{ "connect", case_connect },
 	{ "credit-overrun", case_credit_overrun },
 	{ "credit-request", case_credit_request_is_answered },
 	{ "credit-wraps", case_credit_wraps },
 	{ "fair-rounds", case_rounds_are_fair },
+	{ "few-credit-updates", case_few_credit_updates },
 	{ "flood-of-requests", case_flood_of_requests },
 	{ "flood-of-strays", case_flood_of_strays },
+	{ "full-queues", case_full_queues },
 	{ "guest-closes-before-a-slow-reader", case_guest_closes_before_a_slow_reader },
 	{ "guest-half-closes", case_guest_half_closes },
 	{ "guest-resets-before-a-slow-reader", case_guest_resets_before_a_slow_reader },
 	{ "guest-stops-reading", case_guest_stops_reading },
+	{ "host-closes-after-its-half", case_host_closes_after_its_half },
 	{ "host-closes-with-bytes-under-way", case_host_closes_with_bytes_under_way },
 	{ "host-gone-before-the-answer", case_host_gone_before_the_answer },
 	{ "host-gone-before-the-question", case_host_gone_before_the_question },
@@ -958,6 +1142,7 @@ static const struct {
 	{ "listeners-bounded", case_listeners_bounded },
 	{ "many", case_many },
 	{ "no-credit", case_no_credit },
+	{ "no-overtaking", case_no_overtaking },
 	{ "packets-that-break-their-stream", case_packets_that_break_their_stream },
 	{ "refused", case_refused },
 	{ "refused-without-driver", case_refused_without_driver },
@@ -982,13 +1167,14 @@ static uint32_t open_fds(void)
 }
 
 /* Nothing may be left of any stream, but what a case left open itself. */
-static void run(void (*one)(void), bool events)
+static void run(void (*one)(void), bool events, bool single)
 {
 	uint32_t before = open_fds();
 
 	event_idx = events;
 	driver_new();
-	driver_start(events, RX_BUFFERS);
+	driver.single = single;
+	driver_start(events, UINT32_MAX);
 	one();
 	driver_settle();
 	driver_free();
@@ -1012,8 +1198,9 @@ int main(int argc, char **argv)
 		driver_fail("setrlimit: %s", strerror(errno));
 	for (size_t i = 0; argc == 2 && i < sizeof(cases) / sizeof(cases[0]); i++)
 		if (!strcmp(argv[1], cases[i].name)) {
-			run(cases[i].run, true);
-			run(cases[i].run, false);
+			run(cases[i].run, true, false);
+			run(cases[i].run, false, true);
+			run(cases[i].run, true, true);
 			return 0;
 		}
 	fputs("usage: vsock_cases --list | CASE\n", stderr);

@@ -50,7 +50,9 @@ struct driver {
 	struct vmm_device *device;
 	struct driver_ring ring[3];
 	bool repost;                /* buffers go back as soon as their packet is taken */
-	bool lenient;               /* used entries may be anything (fuzzing) */
+	bool single;                /* a buffer is one descriptor, instead of one for the header */
+	bool quiet;                 /* no kicks but by driver_kick */
+	bool lenient;               /* the rings may be spoiled */
 	struct driver_event event[DRIVER_EVENTS];
 	uint32_t n_events;
 	uint32_t broken;            /* times that the device said so */
@@ -63,12 +65,13 @@ noreturn void driver_fail(const char *format, ...) __attribute__((format(printf,
 
 void driver_new(void);
 void driver_free(void);
-/* Queues set up and DRIVER_OK, with that many buffers for packets to the guest. */
+/* Queues set up and DRIVER_OK, with that many buffers for packets to the guest, all: UINT32_MAX. */
 void driver_start(bool event_idx, uint32_t rx_buffers);
 void driver_reset(void);
 /* Post that many buffers, as many as are free. */
 void driver_post(uint32_t n);
 void driver_post_event(void);
+void driver_kick(uint32_t queue);
 /* Run the loop until nothing is left to do. */
 void driver_settle(void);
 /* Hand over a packet as it is; len bytes of data lie behind the header. False: no place now. */

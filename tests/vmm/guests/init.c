@@ -17,6 +17,7 @@
 #include <sys/reboot.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 enum { SECTOR = 512 };
@@ -144,6 +145,8 @@ int main(void)
 	try_disk("/dev/vdb");
 	say_interrupts();
 	printf("init: done\n");
+	/* what waits for the port would be lost */
+	tcdrain(STDOUT_FILENO);
 	if (strstr(cmdline, "end=panic"))
 		_exit(1);
 	while (strstr(cmdline, "end=never"))

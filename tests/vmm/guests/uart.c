@@ -7,7 +7,7 @@ enum { DATA = SERIAL, IER, IIR, LCR, MCR, LSR, MSR, SCRATCH };
 /* The interrupt comes with the instruction that caused it, or a little later. */
 static void wait_for(uint32_t n)
 {
-	for (uint32_t i = 0; i < 100000 && n_interrupts != n; i++)
+	for (uint32_t i = 0; i < 30000000 && n_interrupts != n; i++)
 		;
 }
 

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: MIT */
+/* start.c - a command's stdio and its first process. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "caps.h"
+#include "diag.h"
+#include "job.h"
+#include "sys.h"
+#include "uapi.h"
+
+#ifndef TIOCGPTPEER
+#define TIOCGPTPEER _IO('T', 0x41)
+#endif
+
+enum { STACK_BYTES = 16384, TERMINAL_MODE = 0620, MAP_TEXT = 48 };
+
+struct stdio {
+	int ours[NSR_ROLE_END];     /* by role; -1: none */
+	int theirs[3];
+};
+
+static void close_all(const int *fds, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
+/* It belongs to who runs the plan, so that /dev/stdout can be opened there. */
+static int give(const struct nsr_settings *to, int fd)
+{
+	return to->uid != geteuid() && fchown(fd, to->uid, to->gid) ? -errno : 0;
+}
+
+static int open_pipe(struct stdio *stdio, enum nsr_role role, const struct nsr_settings *settings)
+{
+	const int in = role == NSR_ROLE_STDIN;
+	int fds[2];
+
+	if (pipe2(fds, O_CLOEXEC))
+		return -errno;
+	stdio->ours[role] = fds[in];
+	stdio->theirs[role - NSR_ROLE_STDIN] = fds[!in];
+	/* theirs may block: it is a description of its own */
+	if (fcntl(fds[in], F_SETFL, O_NONBLOCK))
+		return -errno;
+	return give(settings, fds[in]);
+}
+
+static int open_null(struct stdio *stdio, enum nsr_role role)
+{
+	int *fd = &stdio->theirs[role - NSR_ROLE_STDIN];
+
+	*fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	return *fd < 0 ? -errno : 0;
+}
+
+static int open_terminal(struct stdio *stdio, const struct nsr_settings *settings)
+{
+	const struct winsize window = { .ws_row = (unsigned short)settings->rows,
+					.ws_col = (unsigned short)settings->columns };
+	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+	int unlocked = 0, slave;
+
+	if (master < 0)
+		return -errno;
+	stdio->ours[NSR_ROLE_TERMINAL] = master;
+	if (ioctl(master, TIOCSPTLCK, &unlocked) ||
+	    (settings->rows && ioctl(master, TIOCSWINSZ, &window)))
+		return -errno;
+	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (slave < 0)
+		return -errno;
+	stdio->theirs[0] = slave;
+	for (int i = 1; i < 3; i++) {
+		stdio->theirs[i] = fcntl(slave, F_DUPFD_CLOEXEC, 0);
+		if (stdio->theirs[i] < 0)
+			return -errno;
+	}
+	return fchmod(slave, TERMINAL_MODE) ? -errno : give(settings, slave);
+}
+
+static int open_stdio(const struct nsr_command *command, struct stdio *stdio)
+{
+	const struct nsr_settings *settings = &command->settings->head;
+	int ret = 0;
+
+	memset(stdio, -1, sizeof(*stdio));
+	if (nsr_stream_there(&command->stream[NSR_ROLE_TERMINAL]))
+		return open_terminal(stdio, settings);
+	for (int role = NSR_ROLE_STDIN; !ret && role <= NSR_ROLE_STDERR; role++)
+		ret = nsr_stream_there(&command->stream[role]) ?
+		      open_pipe(stdio, role, settings) : open_null(stdio, role);
+	return ret;
+}
+
+static int write_job(const struct nsr_command *command, int own_userns)
+{
+	static struct nsr_job job;
+
+	job = (struct nsr_job){
+		.plan_length = command->plan_length,
+		.own_userns = own_userns,
+		.nofile = nsr_agent.nofile,
+		.settings = *command->settings,
+	};
+	memcpy(job.limits, command->limits, sizeof(job.limits));
+	return pwrite(command->job, &job, sizeof(job), 0) == (ssize_t)sizeof(job) ? 0 : -EIO;
+}
+
+/* Between clone and exec, in our own memory: system calls alone. */
+struct exec {
+	int from[NSR_JOB_FILE + 1]; /* what becomes descriptor 0, 1, ... */
+	int program;
+	int own_userns;
+	char uid_map[MAP_TEXT];
+	char gid_map[MAP_TEXT];
+	long err;
+};
+
+static long put(const char *path, const char *text)
+{
+	long fd = SYS3(SYS_openat, NSR_AT_FDCWD, path, O_WRONLY | O_CLOEXEC);
+	long ret = fd;
+
+	if (fd >= 0) {
+		ret = SYS3(SYS_write, fd, text, strlen(text));
+		SYS1(SYS_close, fd);
+	}
+	return ret;
+}
+
+/* A user of the agent's own id, who has the rights of the new namespace also after the exec. */
+static long own_user(const struct exec *exec)
+{
+	uint64_t caps = 0, inheritable = 0;
+	long ret = put("/proc/self/setgroups", "deny");
+
+	if (ret >= 0)
+		ret = put("/proc/self/uid_map", exec->uid_map);
+	if (ret >= 0)
+		ret = put("/proc/self/gid_map", exec->gid_map);
+	if (ret >= 0)
+		ret = nsr_caps_read(&caps, &inheritable);
+	if (ret >= 0)
+		ret = nsr_caps_write(caps);
+	if (ret >= 0)
+		nsr_caps_raise_ambient(caps);
+	return ret;
+}
+
+static int exec_warden(void *arg)
+{
+	static const char *const argv[] = { "nsrun-agent", NSR_WARDEN_OPTION, NULL };
+	static const char *const envp[] = { NULL };
+	struct exec *exec = arg;
+	long ret = exec->own_userns ? own_user(exec) : 0;
+
+	for (int i = 0; ret >= 0 && i <= NSR_JOB_FILE; i++)
+		ret = SYS3(SYS_dup3, exec->from[i], i, 0);
+	if (ret >= 0)
+		ret = SYS5(SYS_execveat, exec->program, "", argv, envp, NSR_AT_EMPTY_PATH);
+	exec->err = -ret;
+	SYS1(SYS_exit_group, 1);
+	return 1;
+}
+
+/* In namespaces of its own from its first moment on: their end is the end of all in them. */
+static int clone_warden(struct exec *exec, pid_t *pid)
+{
+	static _Alignas(16) char stack[STACK_BYTES];
+	const int flags = CLONE_VM | CLONE_VFORK | CLONE_NEWPID | CLONE_NEWNS | SIGCHLD |
+			  (exec->own_userns ? CLONE_NEWUSER : 0);
+
+	*pid = clone(exec_warden, stack + sizeof(stack), flags, exec);
+	if (*pid < 0) {
+		*pid = 0;
+		return -errno;
+	}
+	/* what has failed to exec is waited for as any other child, and known to nobody */
+	if (exec->err)
+		*pid = 0;
+	return (int)-exec->err;
+}
+
+static int launch(struct nsr_command *command, const struct stdio *stdio, int own_userns,
+		  struct nsr_diag *diag)
+{
+	struct exec exec = { .program = nsr_agent.program, .own_userns = own_userns };
+	int line[2], ret;
+
+	ret = write_job(command, own_userns);
+	if (ret)
+		return nsr_diag_errno(diag, -ret, "Can't write down the command's job");
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, line))
+		return nsr_diag_errno(diag, errno, "Can't make a line to the command");
+	memcpy(exec.from, stdio->theirs, sizeof(stdio->theirs));
+	exec.from[NSR_JOB_LINE] = line[1];
+	exec.from[NSR_JOB_FILE] = command->job;
+	snprintf(exec.uid_map, sizeof(exec.uid_map), "%u %u 1", geteuid(), geteuid());
+	snprintf(exec.gid_map, sizeof(exec.gid_map), "%u %u 1", getegid(), getegid());
+	ret = clone_warden(&exec, &command->warden);
+	close(line[1]);
+	command->line.fd = line[0];
+	if (!ret && fcntl(line[0], F_SETFL, O_NONBLOCK))
+		ret = -errno;
+	if (!ret)
+		ret = nsr_loop_add(&command->line);
+	return ret ? nsr_diag_errno(diag, -ret, "Can't start the command's first process") : 0;
+}
+
+/* From here on bytes flow. */
+static int join_streams(struct nsr_command *command, struct stdio *stdio, struct nsr_diag *diag)
+{
+	for (int role = 0; role < NSR_ROLE_END; role++) {
+		int ret = 0;
+
+		if (stdio->ours[role] >= 0)
+			ret = nsr_stream_join(&command->stream[role], stdio->ours[role]);
+		if (ret)
+			return nsr_diag_errno(diag, -ret, "Can't watch the command's streams");
+		stdio->ours[role] = -1;
+	}
+	return 0;
+}
+
+static int check_ids(const struct nsr_settings *settings, int own_userns, struct nsr_diag *diag)
+{
+	if (!own_userns || (settings->uid == geteuid() && settings->gid == getegid()))
+		return 0;
+	return nsr_diag_errno(diag, EPERM, "The agent is not root and can't run a plan as %u:%u",
+			      settings->uid, settings->gid);
+}
+
+int nsr_command_start(struct nsr_command *command, struct nsr_diag *diag)
+{
+	int own_userns = geteuid() != 0, ret;
+	struct stdio stdio;
+
+	ret = check_ids(&command->settings->head, own_userns, diag);
+	if (ret)
+		return ret;
+	ret = open_stdio(command, &stdio);
+	if (ret)
+		nsr_diag_errno(diag, -ret, "Can't make the command's stdio");
+	if (!ret)
+		ret = nsr_limits_make(command, diag);
+	if (!ret)
+		ret = launch(command, &stdio, own_userns, diag);
+	if (!ret)
+		ret = join_streams(command, &stdio, diag);
+	close_all(stdio.theirs, 3);
+	close_all(stdio.ours, NSR_ROLE_END);
+	close(command->job);
+	command->job = -1;
+	if (ret)
+		nsr_command_kill(command);
+	return ret;
+}
