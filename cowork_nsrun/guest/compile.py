@@ -12,10 +12,12 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest.network import resolv_conf
 from cowork_nsrun.guest.tree import Mount, Tree, above, is_below, make_mount_point
 from cowork_nsrun.guest.view import Access, Export, Rule
 from cowork_nsrun.plan import Plan
@@ -26,6 +28,7 @@ EXPORTS = "/run/nsrun/exports"
 #: what a plan's data may come to that is read from descriptors, in bytes
 DATA_LIMIT = 32 << 20
 
+_RESOLV_CONF = "/etc/resolv.conf"
 _CLONE_NEWUTS = 0x04000000
 #: directories of the kernel's own making, and devices that every machine has
 _KERNELS = ("/proc", "/sys", "/dev")
@@ -120,11 +123,14 @@ class _Compiler:
         hold = self._numbers()
         for op in self.plan.operations:
             self._operation(op)
+        network = Namespace.NET not in self.plan.unshare
+        if network:
+            self._name_servers()
         self._start_directory()
         self._host_name()
         return Translation(
             exports=tuple(export.final() for export in self.exports),
-            network=Namespace.NET not in self.plan.unshare,
+            network=network,
             hold=hold,
             _native=self.native,
             _operations=tuple(self.operations),
@@ -154,6 +160,19 @@ class _Compiler:
             if path.startswith("/") and self.tree.is_directory(path):
                 self.native.set_string(String.CHDIR, path)
                 return
+
+    def _name_servers(self) -> None:
+        """Where resolvers are, other than the host's where those can't be reached."""
+        place = self.tree.resolve(_RESOLV_CONF)
+        if place.host is None:
+            return
+        try:
+            text = resolv_conf(Path(place.host).read_text(errors="replace"))
+        except OSError:
+            return
+        if text is not None:
+            self._data(Op(OpType.BIND_DATA, place.path, flags=OpFlag.RDONLY, perms=0o644,
+                          data=text.encode()))  # fmt: skip
 
     def _host_name(self) -> None:
         """Who shares the host's name sees it."""

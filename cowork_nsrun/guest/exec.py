@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import termios
 import threading
 import time
@@ -24,6 +25,8 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command, Settings
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.guest.network import Network
+from cowork_nsrun.guest.vmm import GuestError
 from cowork_nsrun.plan import Extras, Plan
 
 CHUNK = 1 << 18
@@ -100,11 +103,11 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
         # in the guest its keys can be signals, as they are here
         plan = plan.with_extras(Extras(PlanFlag.TERMINAL))
     translation = translate(plan)
-    if translation.network:
-        raise NsrunError(
-            "the host's network is shared (no --unshare-net), and this microVM has none"
-        )
-    with _Forwarding() as forwarding, Machine(request.kernel, request.size) as machine:
+    with (
+        _Forwarding() as forwarding,
+        _network(translation) as network,
+        Machine(request.kernel, request.size, network) as machine,
+    ):
         try:
             machine.wait_ready()
             if translation.hold is not None:
@@ -119,6 +122,24 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
         tell({"exit": status, "cpu_ns": usage.cpu_ns, "peak": usage.peak,
               "oom_kills": usage.oom_kills, "timed_out": usage.timed_out})  # fmt: skip
     return status
+
+
+@contextmanager
+def _network(translation: Translation) -> Iterator[Network | None]:
+    """The host's network for a plan that shares it; never silently none."""
+    if not translation.network:
+        yield None
+        return
+    try:
+        network = Network()
+    except GuestError as error:
+        text = f"the host's network is shared (no --unshare-net): {error.text}"
+        raise NsrunError(text, errno=error.errno) from error
+    with network:
+        yield network
+        failure = network.failure()
+        if failure is not None:
+            sys.stderr.write(f"nsrun: the command lost its network: {failure.text}\n")
 
 
 def _settings(limits: Limits) -> Settings:

@@ -14,6 +14,7 @@ from cowork_nsrun.guest.agent import Agent, Command, Settings
 from cowork_nsrun.guest.compile import Translation
 from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import choose
+from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import GuestError, Monitor, StreamRefused, find_beside
 from cowork_nsrun.guest.vmm import Settings as MonitorSettings
@@ -67,22 +68,30 @@ class Machine(Closing):
     Arguments:
         kernel: an image to boot; by default the first fit one that is found.
         size: memory and processors.
+        network: what its network card is joined to, which ends with it; None: it has no card.
 
     Raises:
         NsrunError: there is no fit kernel, or it can't be started.
     """
 
-    def __init__(self, kernel: str | Path | None = None, size: Size | None = None) -> None:
+    def __init__(
+        self,
+        kernel: str | Path | None = None,
+        size: Size | None = None,
+        network: Network | None = None,
+    ) -> None:
         size = size or Size()
+        agent = find_beside("nsrun-agent")
         with (
-            prepare(choose(kernel), find_beside("nsrun-agent")) as image,
+            prepare(choose(kernel), agent, network=network is not None) as image,
             _view(()) as view,
         ):
             settings = MonitorSettings(
                 memory_mib=size.memory(),
                 cpus=size.processors(),
-                cmdline="quiet nsrun.fs",
+                cmdline="quiet nsrun.fs" if network is None else "quiet nsrun.fs nsrun.net",
                 shares={_TAG: view},
+                network=network,
             )
             self.monitor = Monitor(image, settings)
         self.agent = Agent(self.monitor.connect)

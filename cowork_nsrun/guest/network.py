@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 from contextlib import ExitStack, suppress
+from ipaddress import ip_address
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.guest.vmm import GuestError, find_beside
@@ -120,11 +121,28 @@ class Network(Closing):
             self._said = -1
 
 
-def resolv_conf(host: str) -> str:
-    """The guest's /etc/resolv.conf: the host's, with the name server that answers a guest.
+def resolv_conf(host: str) -> str | None:
+    """The guest's /etc/resolv.conf; None: the host's will do.
+
+    A resolver on the host's loopback (127.0.0.53) is out of a guest's reach, but the
+    network's own name server asks it.
 
     Arguments:
         host: what is in the host's.
     """
-    kept = [line for line in host.splitlines() if line.split()[:1] not in ([], ["nameserver"])]
+    lines = [line for line in host.splitlines() if line.strip()]
+    servers = [
+        words[1] for words in map(str.split, lines) if words[0] == "nameserver" and words[1:]
+    ]
+    if servers and not any(map(_is_loopback, servers)):
+        return None
+    kept = [line for line in lines if line.split()[0] != "nameserver"]
     return "".join(f"{line}\n" for line in [f"nameserver {NAME_SERVER}", *kept])
+
+
+def _is_loopback(server: str) -> bool:
+    try:
+        address = ip_address(server)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
