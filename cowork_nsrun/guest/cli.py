@@ -77,7 +77,8 @@ def _exec(options: argparse.Namespace) -> int:
         options.timeout,
     )
     size = Size(options.machine_memory, options.cpus)
-    return execute(Request(plan, options.kernel, size, limits, options.status_fd))
+    request = Request(plan, options.kernel, size, limits, options.allow_loopback, options.status_fd)
+    return execute(request)
 
 
 def _exec_parser(part: argparse.ArgumentParser) -> None:
@@ -90,6 +91,11 @@ def _exec_parser(part: argparse.ArgumentParser) -> None:
     add("--pids", type=int, metavar="N", help="processes and threads at one time")
     add("--cpu", type=float, metavar="N", help="processors' worth of time, such as 0.5")
     add("--timeout", type=float, metavar="SECONDS", help="kill everything after that time")
+    add(
+        "--allow-loopback",
+        action="store_true",
+        help="with the host's network (no --unshare-net): reach its 127.0.0.1, as 10.0.2.2",
+    )
     add("--status-fd", type=int, default=-1, metavar="FD", help="a JSON object a line goes there")
     add("words", nargs=argparse.REMAINDER, metavar="-- OPTION... COMMAND [ARGS...]",
         help="as after 'nsrun'")  # fmt: skip

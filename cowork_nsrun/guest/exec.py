@@ -63,6 +63,7 @@ class Request:
         kernel: the image to boot; None: one that is found.
         size: of the machine.
         limits: of the command.
+        loopback: with the host's network, the guest reaches its 127.0.0.1 as 10.0.2.2.
         status_fd: gets a JSON object a line of what happens; -1: nobody asks.
     """
 
@@ -70,6 +71,7 @@ class Request:
     kernel: str | None = None
     size: Size = field(default_factory=Size)
     limits: Limits = field(default_factory=Limits)
+    loopback: bool = False
     status_fd: int = -1
 
 
@@ -105,7 +107,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     translation = translate(plan)
     with (
         _Forwarding() as forwarding,
-        _network(translation) as network,
+        _network(translation, request.loopback) as network,
         Machine(request.kernel, request.size, network) as machine,
     ):
         try:
@@ -125,13 +127,13 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
 
 
 @contextmanager
-def _network(translation: Translation) -> Iterator[Network | None]:
+def _network(translation: Translation, loopback: bool) -> Iterator[Network | None]:
     """The host's network for a plan that shares it; never silently none."""
     if not translation.network:
         yield None
         return
     try:
-        network = Network()
+        network = Network(loopback=loopback)
     except GuestError as error:
         text = f"the host's network is shared (no --unshare-net): {error.text}"
         raise NsrunError(text, errno=error.errno) from error

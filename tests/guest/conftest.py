@@ -64,3 +64,10 @@ def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
         if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
             lack(f"no machine: {probe['name']}: {probe['evidence']}")
     return choose()
+
+
+@pytest.fixture(scope="session")
+def slirp(lack: Callable[[str], NoReturn]) -> None:
+    """A network for machines."""
+    if not Path(find_program()).with_name("nsrun-slirp").exists():
+        lack("no nsrun-slirp: libslirp was not there when nsrun was built")

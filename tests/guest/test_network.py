@@ -10,8 +10,11 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,8 +23,9 @@ from net_servers import answer_crc, name_server, sender, tcp_server
 
 from cowork_nsrun.guest.image import Image, prepare
 from cowork_nsrun.guest.kernel import Kernel
-from cowork_nsrun.guest.network import Network
-from cowork_nsrun.guest.vmm import Ended, Monitor, Settings, find_beside
+from cowork_nsrun.guest.network import HOST, Network
+from cowork_nsrun.guest.vmm import Ended, Monitor, Settings
+from cowork_nsrun.program import find_program
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "csrc"
@@ -74,13 +78,53 @@ def test_the_host_is_out_of_reach(image: Image) -> None:
     assert console.count("no way to ") == 3, console
 
 
-def test_names_are_the_hosts(image: Image, lack: Callable[[str], NoReturn]) -> None:
+Resolver = Callable[[dict[str, str]], AbstractContextManager[list[bytes]]]
+
+
+@pytest.fixture
+def resolver(lack: Callable[[str], NoReturn]) -> Resolver:
+    """Makes a name server on the loopback the host's own."""
     if os.geteuid() or os.environ.get("NSRUN_KVMBED") != "inside":
         lack("no name server: only root in the bed may change /etc/resolv.conf")
-    resolv = Path("/etc/resolv.conf")
-    resolv.write_text("nameserver 127.0.0.1\n")
-    with name_server({"some.test": "192.0.2.7"}, "127.0.0.1") as queries:
+    Path("/etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
+    return partial(name_server, address="127.0.0.1")
+
+
+def test_names_are_the_hosts(image: Image, resolver: Resolver) -> None:
+    with resolver({"some.test": "192.0.2.7"}) as queries:
         console = run(image, Network(), "name=some.test", "name=other.test")
     assert "some.test is 192.0.2.7" in console
     assert "other.test: Name does not resolve" in console
     assert queries
+
+
+FETCH = """
+import socket, sys, zlib
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as stream:
+    data = stream.makefile("rb").read()
+print(len(data), zlib.crc32(data))
+"""
+
+
+def fetched(*options: str, host: str, port: int) -> subprocess.CompletedProcess[str]:
+    """A command in a microVM that shares the host's network, and fetches something."""
+    python = [sys.executable, "-I", "-S", "-c", FETCH, host, str(port)]
+    command = [find_program(), "vm", "exec", *options, "--", "--ro-bind", "/", "/", *python]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_plan_that_shares_the_network(kernel: Kernel, slirp: None) -> None:
+    data = random.Random(1).randbytes(16 * MIB)
+    with tcp_server(sender(data)) as (port, _):
+        done = fetched("--allow-loopback", host=HOST, port=port)
+        assert done.stdout == f"{len(data)} {zlib.crc32(data)}\n", done.stderr
+        done = fetched(host=HOST, port=port)
+    assert done.returncode == 1
+    assert "ConnectionRefusedError" in done.stderr or "Network is unreachable" in done.stderr
+
+
+def test_a_plan_with_the_hosts_names(kernel: Kernel, slirp: None, resolver: Resolver) -> None:
+    """The host's resolver is on its loopback, and is asked by another address."""
+    with resolver({"some.test": HOST}), tcp_server(sender(b"by name")) as (port, _):
+        done = fetched("--allow-loopback", host="some.test", port=port)
+    assert done.stdout == f"7 {zlib.crc32(b'by name')}\n", done.stderr
