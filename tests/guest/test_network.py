@@ -33,9 +33,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def image(open_directory: Path, kernel: Kernel, lack: Callable[[str], NoReturn]) -> Iterator[Image]:
-    if not find_beside("nsrun-vmm").with_name("nsrun-slirp").exists():
-        lack("no nsrun-slirp: libslirp was not there when nsrun was built")
+def image(open_directory: Path, kernel: Kernel, slirp: None) -> Iterator[Image]:
     program = open_directory / "online"
     compiler = shutil.which("musl-gcc") or "cc"
     headers = ["-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu"]
