@@ -56,12 +56,12 @@ class Network(Closing):
             # nsrun-slirp limits what it writes there
             self._said = os.memfd_create("nsrun-slirp")
             on_error.callback(os.close, self._said)
-            words = [str(program), "--fd", str(theirs.fileno()), "--mtu", str(mtu)]
+            words = ["--fd", str(theirs.fileno()), "--mtu", str(mtu)]
             words += ["--allow-loopback"] if loopback else []
             words += ["--allow-link-local"] if link_local else []
             try:
                 self._process = subprocess.Popen(
-                    words,
+                    self._command(str(program), *words),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._said,
@@ -74,6 +74,9 @@ class Network(Closing):
                 raise GuestError(text, errno=error.errno or 0) from error
             on_error.pop_all()
         theirs.close()
+
+    def _command(self, *words: str) -> list[str]:
+        return list(words)
 
     @property
     def card(self) -> socket.socket:

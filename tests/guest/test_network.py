@@ -60,8 +60,9 @@ def run(image: Image, network: Network, *words: str) -> str:
 @pytest.mark.parametrize(("mtu", "size"), [(1500, MIB), (65520, 16 * MIB)])
 def test_what_is_fetched_and_sent_is_intact(image: Image, mtu: int, size: int) -> None:
     data = random.Random(mtu).randbytes(size)
-    with tcp_server(sender(data)) as (port, _), tcp_server(answer_crc) as (sink, _):
-        console = run(image, Network(mtu=mtu, loopback=True), f"get={port}", f"put={sink}")
+    with tcp_server(sender(data)) as source, tcp_server(answer_crc) as sink:
+        console = run(image, Network(mtu=mtu, loopback=True), f"get={source.port}",
+                      f"put={sink.port}")  # fmt: skip
     assert f"got {len(data)} bytes, crc {zlib.crc32(data):08x}\r\n" in console
     found = re.search(r"put crc (\w+), answer (\w+)", console)
     assert found, console
@@ -69,10 +70,11 @@ def test_what_is_fetched_and_sent_is_intact(image: Image, mtu: int, size: int) -
 
 
 def test_the_host_is_out_of_reach(image: Image) -> None:
-    with tcp_server(sender(b"secret")) as (port, came):
+    with tcp_server(sender(b"secret")) as server:
+        port = server.port
         console = run(image, Network(), f"get={port}", f"to=127.0.0.1,{port}", f"to=::1,{port}")
-        assert came == []
-    # the guest's own loopback is down, too
+        assert server.visitors() == 0
+    # the guest's own loopback is down, so that its kernel sends those on, too
     assert console.count("no way to ") == 3, console
 
 
@@ -107,22 +109,23 @@ print(len(data), zlib.crc32(data))
 def fetched(*options: str, host: str, port: int) -> subprocess.CompletedProcess[str]:
     """A command in a microVM that shares the host's network, and fetches something."""
     python = [sys.executable, "-I", "-S", "-c", FETCH, host, str(port)]
-    command = [find_program(), "vm", "exec", *options, "--", "--ro-bind", "/", "/", *python]
+    plan = ["--unshare-all", "--share-net", "--ro-bind", "/", "/"]
+    command = [find_program(), "vm", "exec", *options, "--", *plan, *python]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_a_plan_that_shares_the_network(kernel: Kernel, slirp: None) -> None:
     data = random.Random(1).randbytes(16 * MIB)
-    with tcp_server(sender(data)) as (port, _):
-        done = fetched("--allow-loopback", host=HOST, port=port)
+    with tcp_server(sender(data)) as server:
+        done = fetched("--allow-loopback", host=HOST, port=server.port)
         assert done.stdout == f"{len(data)} {zlib.crc32(data)}\n", done.stderr
-        done = fetched(host=HOST, port=port)
+        done = fetched(host=HOST, port=server.port)
     assert done.returncode == 1
     assert "ConnectionRefusedError" in done.stderr or "Network is unreachable" in done.stderr
 
 
 def test_a_plan_with_the_hosts_names(kernel: Kernel, slirp: None, resolver: Resolver) -> None:
     """The host's resolver is on its loopback, and is asked by another address."""
-    with resolver({"some.test": HOST}), tcp_server(sender(b"by name")) as (port, _):
-        done = fetched("--allow-loopback", host="some.test", port=port)
+    with resolver({"some.test": HOST}), tcp_server(sender(b"by name")) as server:
+        done = fetched("--allow-loopback", host="some.test", port=server.port)
     assert done.stdout == f"7 {zlib.crc32(b'by name')}\n", done.stderr
