@@ -10,7 +10,7 @@ STEPS ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test soak kvm-test bench check fuzz clean
+.PHONY: help build run test soak kvm-test kvm-soak bench check fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ soak: ## Spawn 20000 sandboxes, or SPAWNS=n, and count what they leave
 kvm-test: ## Tests on another kernel with cgroup v2 and KVM, in QEMU; STEPS="core-root" for a part
 	@scripts/setup kvm
 	@$(PYTHON) -m tests.kvmbed.suite $(STEPS)
+
+kvm-soak: ## Steps of kvm-test that take long
+	@scripts/setup kvm
+	@$(PYTHON) -m tests.kvmbed.suite --soak $(STEPS)
 
 bench: ## Compare with bwrap and others; writes docs/bench
 	@scripts/setup bench

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from cowork_nsrun.guest.exec import Limits, Request, execute, read_plan
+from cowork_nsrun.guest.exec import Request, execute, read_plan
 from cowork_nsrun.guest.kernel import VARIABLE, Kernel, find_kernels
+from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Size
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.spec import parse_size
@@ -77,8 +78,17 @@ def _exec(options: argparse.Namespace) -> int:
         options.timeout,
     )
     size = Size(options.machine_memory, options.cpus)
-    request = Request(plan, options.kernel, size, limits, options.allow_loopback, options.status_fd)
-    return execute(request)
+    return execute(
+        Request(
+            plan,
+            options.kernel,
+            size,
+            limits,
+            options.status_fd,
+            loopback=options.allow_loopback,
+            life_fd=options.life_fd,
+        )
+    )
 
 
 def _exec_parser(part: argparse.ArgumentParser) -> None:
@@ -91,12 +101,14 @@ def _exec_parser(part: argparse.ArgumentParser) -> None:
     add("--pids", type=int, metavar="N", help="processes and threads at one time")
     add("--cpu", type=float, metavar="N", help="processors' worth of time, such as 0.5")
     add("--timeout", type=float, metavar="SECONDS", help="kill everything after that time")
+    add("--status-fd", type=int, default=-1, metavar="FD", help="a JSON object a line goes there")
     add(
         "--allow-loopback",
         action="store_true",
         help="with the host's network (no --unshare-net): reach its 127.0.0.1, as 10.0.2.2",
     )
-    add("--status-fd", type=int, default=-1, metavar="FD", help="a JSON object a line goes there")
+    add("--life-fd", type=int, default=-1, metavar="FD",
+        help="its end ends everything; bytes are signals for the command")  # fmt: skip
     add("words", nargs=argparse.REMAINDER, metavar="-- OPTION... COMMAND [ARGS...]",
         help="as after 'nsrun'")  # fmt: skip
     part.set_defaults(do=_exec)

@@ -17,6 +17,7 @@ from pathlib import Path
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest.limits import Limits, of_cgroups
 from cowork_nsrun.guest.network import resolv_conf
 from cowork_nsrun.guest.tree import Mount, Tree, above, is_below, make_mount_point
 from cowork_nsrun.guest.view import Access, Export, Rule
@@ -25,10 +26,10 @@ from cowork_nsrun.spec import Namespace
 
 #: where the guest has the exports, by their numbers
 EXPORTS = "/run/nsrun/exports"
+RESOLV_CONF = "/etc/resolv.conf"
 #: what a plan's data may come to that is read from descriptors, in bytes
 DATA_LIMIT = 32 << 20
 
-_RESOLV_CONF = "/etc/resolv.conf"
 _CLONE_NEWUTS = 0x04000000
 #: directories of the kernel's own making, and devices that every machine has
 _KERNELS = ("/proc", "/sys", "/dev")
@@ -73,11 +74,13 @@ class Translation:
     Attributes:
         exports: what the guest is to see of the host's files.
         network: whether the plan wants the network that its caller has.
+        limits: what the cgroups that it would enter hold it to.
         hold: what to read a byte from before the start (``--block-fd``); None: nothing.
     """
 
     exports: tuple[Export, ...]
     network: bool
+    limits: Limits
     hold: int | None
     _native: _native.Plan
     _operations: tuple[Op, ...]
@@ -123,14 +126,14 @@ class _Compiler:
         hold = self._numbers()
         for op in self.plan.operations:
             self._operation(op)
-        network = Namespace.NET not in self.plan.unshare
-        if network:
-            self._name_servers()
+        if Namespace.NET not in self.plan.unshare:
+            self._name_server()
         self._start_directory()
         self._host_name()
         return Translation(
             exports=tuple(export.final() for export in self.exports),
-            network=network,
+            network=Namespace.NET not in self.plan.unshare,
+            limits=of_cgroups(self.plan.native.words(Words.CGROUPS)),
             hold=hold,
             _native=self.native,
             _operations=tuple(self.operations),
@@ -146,6 +149,7 @@ class _Compiler:
         if seccomp >= 0:
             self.native.add_seccomp(_read(seccomp, "--seccomp"))
             self.native.set_number(Number.SECCOMP_FD, -1)
+        self.native.clear(Words.CGROUPS)
         hold = self.plan.number(Number.BLOCK_FD)
         self.native.set_number(Number.BLOCK_FD, -1)
         # the host side dies with its parent; in the guest nobody else could be meant
@@ -161,18 +165,20 @@ class _Compiler:
                 self.native.set_string(String.CHDIR, path)
                 return
 
-    def _name_servers(self) -> None:
-        """Where resolvers are, other than the host's where those can't be reached."""
-        place = self.tree.resolve(_RESOLV_CONF)
+    def _name_server(self) -> None:
+        """A name server on the host's own loopback is reached by another address."""
+        place = self.tree.resolve(RESOLV_CONF)
         if place.host is None:
             return
         try:
-            text = resolv_conf(Path(place.host).read_text(errors="replace"))
+            text = Path(place.host).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return
-        if text is not None:
-            self._data(Op(OpType.BIND_DATA, place.path, flags=OpFlag.RDONLY, perms=0o644,
-                          data=text.encode()))  # fmt: skip
+        changed = resolv_conf(text)
+        if changed is not None:
+            data = changed.encode(errors="surrogateescape")
+            self._data(Op(OpType.BIND_DATA, place.path, flags=OpFlag.RDONLY, perms=0o444,
+                          data=data))  # fmt: skip
 
     def _host_name(self) -> None:
         """Who shares the host's name sees it."""
@@ -403,8 +409,6 @@ def _refuse(plan: Plan) -> None:
     for number, option in _FD_OPTIONS.items():
         if plan.number(number) != -1:
             raise Refused(f"{option}: a microVM has none of the caller's descriptors")
-    if plan.native.words(Words.CGROUPS):
-        raise Refused("--cgroup: a microVM is in no cgroup of the host's but its monitor's")
     if plan.flags & (PlanFlag.ON_HOST | PlanFlag.PARKED):
         raise Refused("this plan is for the host, or for a sandbox that waits: not for a microVM")
 

@@ -6,6 +6,7 @@ gets go to the command, and it ends with the command's exit status.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -24,9 +25,9 @@ from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command, Settings
 from cowork_nsrun.guest.compile import Translation, translate
+from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
 from cowork_nsrun.guest.network import Network
-from cowork_nsrun.guest.vmm import GuestError
 from cowork_nsrun.plan import Extras, Plan
 
 CHUNK = 1 << 18
@@ -38,23 +39,6 @@ FORWARDED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Of the command's processes together; None: no limit.
-
-    Attributes:
-        memory: bytes.
-        processes: how many.
-        cpu: processors' worth of time.
-        timeout: seconds.
-    """
-
-    memory: int | None = None
-    processes: int | None = None
-    cpu: float | None = None
-    timeout: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """What is to be done.
 
@@ -63,16 +47,18 @@ class Request:
         kernel: the image to boot; None: one that is found.
         size: of the machine.
         limits: of the command.
-        loopback: with the host's network, the guest reaches its 127.0.0.1 as 10.0.2.2.
         status_fd: gets a JSON object a line of what happens; -1: nobody asks.
+        loopback: with the host's network, the guest reaches its 127.0.0.1 as 10.0.2.2.
+        life_fd: its end ends everything, and bytes are signals to send; -1: there is none.
     """
 
     plan: Plan
     kernel: str | None = None
     size: Size = field(default_factory=Size)
     limits: Limits = field(default_factory=Limits)
-    loopback: bool = False
     status_fd: int = -1
+    loopback: bool = False
+    life_fd: int = -1
 
 
 def execute(request: Request) -> int:
@@ -101,22 +87,34 @@ def _teller(fd: int) -> Callable[[dict[str, object]], None]:
 def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int:
     terminal = all(os.isatty(fd) for fd in range(3))
     plan = request.plan
+    if terminal and plan.flags & PlanFlag.TERMINAL:
+        # a terminal made for this command: its window's changes come to us
+        with suppress(OSError):
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     if terminal:
         # in the guest its keys can be signals, as they are here
         plan = plan.with_extras(Extras(PlanFlag.TERMINAL))
     translation = translate(plan)
     with (
         _Forwarding() as forwarding,
-        _network(translation, request.loopback) as network,
-        Machine(request.kernel, request.size, network) as machine,
+        Machine(
+            request.kernel,
+            request.size,
+            network=translation.network,
+            loopback=request.loopback,
+        ) as machine,
     ):
+        if request.life_fd >= 0:
+            _thread(_watch, request.life_fd, forwarding)
         try:
             machine.wait_ready()
             if translation.hold is not None:
                 os.read(translation.hold, 1)
-            with _started(machine, translation, _settings(request.limits), terminal) as command:
+            settings = own_settings(request.limits.within(translation.limits))
+            with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
                 status = _relayed(command, tell)
+            _say_lost(machine.network)
         except NsrunError as error:
             raise machine.explain(error) from None
     usage = command.usage
@@ -126,25 +124,14 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     return status
 
 
-@contextmanager
-def _network(translation: Translation, loopback: bool) -> Iterator[Network | None]:
-    """The host's network for a plan that shares it; never silently none."""
-    if not translation.network:
-        yield None
-        return
-    try:
-        network = Network(loopback=loopback)
-    except GuestError as error:
-        text = f"the host's network is shared (no --unshare-net): {error.text}"
-        raise NsrunError(text, errno=error.errno) from error
-    with network:
-        yield network
-        failure = network.failure()
-        if failure is not None:
-            sys.stderr.write(f"nsrun: the command lost its network: {failure.text}\n")
+def _say_lost(network: Network | None) -> None:
+    """A command is never offline without a word."""
+    failure = network.failure() if network is not None else None
+    if failure is not None:
+        sys.stderr.write(f"nsrun: the command lost its network: {failure.text}\n")
 
 
-def _settings(limits: Limits) -> Settings:
+def own_settings(limits: Limits) -> Settings:
     """This process's ids; the guest gets the time and fresh entropy."""
     old = os.umask(0)
     os.umask(old)
@@ -226,11 +213,24 @@ class _Forwarding(ExitStack):
                 columns, rows = os.get_terminal_size(0)
                 self._command.resize(rows, columns)
 
+    def signal(self, number: int) -> None:
+        """To the command, at once or when it is there."""
+        self._forward(number, None)
+
     def to(self, command: Command) -> None:
         """From now on to this one."""
         self._command = command
         while self._early:
             command.signal(self._early.pop(0))
+
+
+def _watch(fd: int, forwarding: _Forwarding) -> None:
+    """The owner's words: bytes are signals; its end is the machine's, which sees ours."""
+    with suppress(OSError):
+        while data := os.read(fd, 64):
+            for number in data:
+                forwarding.signal(number)
+    os._exit(128 + signal.SIGKILL)
 
 
 # --- streams ------------------------------------------------------------------------------

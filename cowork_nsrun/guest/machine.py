@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -68,7 +70,8 @@ class Machine(Closing):
     Arguments:
         kernel: an image to boot; by default the first fit one that is found.
         size: memory and processors.
-        network: what its network card is joined to, which ends with it; None: it has no card.
+        network: whether it reaches what this process reaches.
+        loopback: and the host's 127.0.0.1, as 10.0.2.2.
 
     Raises:
         NsrunError: there is no fit kernel, or it can't be started.
@@ -78,23 +81,31 @@ class Machine(Closing):
         self,
         kernel: str | Path | None = None,
         size: Size | None = None,
-        network: Network | None = None,
+        *,
+        network: bool = False,
+        loopback: bool = False,
     ) -> None:
         size = size or Size()
-        agent = find_beside("nsrun-agent")
-        with (
-            prepare(choose(kernel), agent, network=network is not None) as image,
-            _view(()) as view,
-        ):
-            settings = MonitorSettings(
-                memory_mib=size.memory(),
-                cpus=size.processors(),
-                cmdline="quiet nsrun.fs" if network is None else "quiet nsrun.fs nsrun.net",
-                shares={_TAG: view},
-                network=network,
-            )
-            self.monitor = Monitor(image, settings)
+        with ExitStack() as on_error:
+            self.network = None
+            if network:
+                self.network = on_error.enter_context(Network(loopback=loopback))
+            with (
+                prepare(choose(kernel), find_beside("nsrun-agent"), network=network) as image,
+                _view(()) as view,
+            ):
+                settings = MonitorSettings(
+                    memory_mib=size.memory(),
+                    cpus=size.processors(),
+                    cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
+                    shares={_TAG: view},
+                    network=self.network,
+                )
+                self.monitor = Monitor(image, settings)
+            on_error.pop_all()
         self.agent = Agent(self.monitor.connect)
+        self._sharing = threading.Lock()
+        self._numbers: dict[tuple[Export, ...], int] = {}
 
     def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
         """Wait until the agent listens.
@@ -133,15 +144,8 @@ class Machine(Closing):
         Raises:
             NsrunError: the guest can't be given it.
         """
-        first = 0
-        if translation.exports:
-            try:
-                with _view(translation.exports) as view:
-                    first = self.monitor.export(view)
-            except ValueError as error:
-                raise NsrunError(str(error)) from None
         return self.agent.start(
-            translation.plan(first),
+            translation.plan(self._shared(translation.exports)),
             settings,
             stdin=stdin,
             stdout=stdout,
@@ -149,12 +153,31 @@ class Machine(Closing):
             terminal=terminal,
         )
 
+    def _shared(self, exports: tuple[Export, ...]) -> int:
+        """The number of the first of them; what was shared before is not shared again."""
+        with self._sharing:
+            if exports and exports not in self._numbers:
+                try:
+                    with _view(exports) as view:
+                        self._numbers[exports] = self.monitor.export(view)
+                except ValueError as error:
+                    raise NsrunError(str(error)) from None
+            return self._numbers.get(exports, 0)
+
+    @property
+    def alive(self) -> bool:
+        """It has not ended yet."""
+        return self.monitor.wait(0) is None
+
     def explain(self, error: NsrunError) -> NsrunError:
         """The guest's death, if that is what an error of the agent's is about."""
         if self.monitor.wait(0.5) is None:
             return error
-        return self.monitor.failure()
+        network = None if self.network is None else self.network.failure()
+        return network or self.monitor.failure()
 
     def close(self) -> None:
         """End it at once: nothing in it is worth more than the host's files."""
         self.monitor.close()
+        if self.network is not None:
+            self.network.close()

@@ -23,6 +23,9 @@ NAME_SERVER = "10.0.2.3"
 HOST = "10.0.2.2"
 #: bytes of a packet: as large as can be, since each costs the same
 MTU = 65520
+_REMEDY = (
+    "install libslirp-dev and build nsrun again, or do without the host's network (--unshare-net)"
+)
 #: bytes that one of the two may be behind the other
 _BUFFER = 4 << 20
 _PATIENCE = 2.0
@@ -45,7 +48,7 @@ class Network(Closing):
 
     def __init__(self, *, mtu: int = MTU, loopback: bool = False, link_local: bool = False) -> None:
         self.mtu = mtu
-        program = find_beside("nsrun-slirp", "install libslirp-dev and build nsrun again")
+        program = find_beside("nsrun-slirp", _REMEDY)
         with ExitStack() as on_error:
             theirs, self._card = (
                 on_error.enter_context(end)

@@ -213,7 +213,7 @@ static void network_up(void)
 	const char *failed = cmdline_has(NETWORK_WORD) ? nsr_guest_net_up() : NULL;
 
 	if (failed)
-		must(failed, -1);
+		must(failed, 1);
 }
 
 static void raise_limits(void)

@@ -54,6 +54,9 @@ void vmm_device_config_changed(struct vmm_device *device);
 /* The driver broke the rules: DEVICE_NEEDS_RESET, and nothing is taken until then. */
 void vmm_device_broken(struct vmm_device *device, const char *why);
 
+/* As if the guest kicked this queue again, soon: for a device that left some for others' turns. */
+void vmm_device_again(struct vmm_device *device, uint32_t queue);
+
 void vmm_lock(void);
 void vmm_unlock(void);
 /* The lock itself, for a condition to wait with. */

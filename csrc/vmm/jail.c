@@ -281,9 +281,22 @@ static void replace_standard(const int *keep, int n)
 		close(null);
 }
 
+/* Streams, nodes and open files of the guest take a descriptor each. */
+static void raise_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		vmm_fail(errno, "RLIMIT_NOFILE");
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		vmm_fail(errno, "RLIMIT_NOFILE");
+}
+
 void vmm_jail_begin(bool enabled, const int *keep, int n_keep)
 {
 	jail.enabled = enabled;
+	raise_descriptors();
 	if (!enabled)
 		return;
 	close_others(keep, n_keep);

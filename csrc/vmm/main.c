@@ -24,6 +24,15 @@
 static struct vmm_vm vm;
 static struct vmm_options options;
 
+static void attach_fs(struct vmm_loop *loop, const struct vmm_fs_option *option, bool first)
+{
+	struct vmm_device *fs = vmm_fs_new(option->tag, option->view);
+
+	vmm_mmio_attach(&vm, loop, fs);
+	if (first)
+		vmm_control_set_fs(fs);
+}
+
 static void attach_net(struct vmm_loop *loop)
 {
 	struct vmm_device *net = vmm_net_new(loop, options.net, options.net_mtu);
@@ -34,15 +43,6 @@ static void attach_net(struct vmm_loop *loop)
 	if (!net)
 		vmm_fail(errno, "--net %d", options.net);
 	vmm_mmio_attach(&vm, loop, net);
-}
-
-static void attach_fs(struct vmm_loop *loop, const struct vmm_fs_option *option, bool first)
-{
-	struct vmm_device *fs = vmm_fs_new(option->tag, option->view);
-
-	vmm_mmio_attach(&vm, loop, fs);
-	if (first)
-		vmm_control_set_fs(fs);
 }
 
 static void attach_devices(struct vmm_loop *loop)

@@ -91,6 +91,14 @@ void vmm_device_broken(struct vmm_device *device, const char *why)
 	t->told = true;
 }
 
+void vmm_device_again(struct vmm_device *device, uint32_t queue)
+{
+	const struct transport *t = device->transport;
+	const uint64_t one = 1;
+
+	(void)!write(t->bell[queue].event.fd, &one, sizeof(one));
+}
+
 static uint64_t offered(const struct transport *t)
 {
 	return t->device->ops->features | F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX;

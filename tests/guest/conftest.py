@@ -1,4 +1,4 @@
-"""Fixtures of the tests of a guest's parts."""
+"""What the tests of guests share: an agent, and a machine that runs a stock kernel."""
 
 from __future__ import annotations
 

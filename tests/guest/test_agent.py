@@ -158,7 +158,9 @@ def test_files_by_the_name_of_stdio(server: Server) -> None:
 
 def test_terminal(server: Server) -> None:
     settings = Settings(server.settings.uid, server.settings.gid, rows=33, columns=99)
-    script = "tty && stty size; trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.01; done"
+    script = (
+        "tty && stty size; trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.01; done"
+    )
     with server.start(
         *SANDBOX, "--controlling-terminal", "sh", "-c", script, settings=settings, terminal=True
     ) as command:

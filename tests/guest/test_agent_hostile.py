@@ -279,7 +279,9 @@ FRAMES = st.one_of(
 
 @MANY
 @given(frames=st.lists(FRAMES, max_size=8), started=st.booleans(), data=st.data())
-def test_any_frames(server: Server, frames: list[bytes], started: bool, data: st.DataObject) -> None:
+def test_any_frames(
+    server: Server, frames: list[bytes], started: bool, data: st.DataObject
+) -> None:
     with raw(server) as host:
         control = host.join(CONTROL)
         if started:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
-from conftest import Lack
 
 HERE = Path(__file__).parent
+Lack = Callable[[str], NoReturn]
 SOURCE = HERE.parents[1] / "csrc"
 CASES = re.findall(r'{ "([a-z-]+)", case_', (HERE / "net_cases.c").read_text())
 FLAGS = ["-std=c17", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]

@@ -18,6 +18,7 @@ int fs_handles_init(struct fs_server *server)
 {
 	if (server->max_handles > MOST_HANDLES)
 		server->max_handles = MOST_HANDLES;
+	server->next_handle = 1;
 	server->handles = calloc(server->max_handles, sizeof(struct fs_handle *));
 	server->free_slots = calloc(server->max_handles, sizeof(uint32_t));
 	if (!server->handles || !server->free_slots)

@@ -202,6 +202,7 @@ static int set_lock(struct fs_call *call, bool wait)
 	handle = fs_handle_get(call->server, call->node, in.fh, false);
 	if (!handle)
 		return -EBADF;
+	atomic_store(&call->node->locked, true);
 	if (in.lk_flags & FUSE_LK_FLOCK)
 		err = whole_lock(handle, in.lk.type);
 	else
