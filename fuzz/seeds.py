@@ -169,8 +169,72 @@ def packed(steps: Sequence[tuple[int, ...]]) -> bytes:
     return b"".join(struct.pack("<BBHI", *step) for step in steps)
 
 
+# opcodes of FUSE, the node, and what follows the header; nodes count from 1, the root
+FUSE_TOP = (1, 1, b"0\0")
+FUSE_HANDLE = 1 << 20
+FUSE_IO = struct.pack("<QQIIQII", FUSE_HANDLE, 0, 100, 0, 0, 0, 0)
+FUSES: tuple[tuple[tuple[int, int, bytes], ...], ...] = (
+    (FUSE_TOP, (1, 2, b"s\0"), (14, 3, bytes(8)), (13, 2, struct.pack("<Q", 3) + b"alias\0")),
+    (
+        FUSE_TOP,
+        (35, 2, struct.pack("<IIII", 2, 0o644, 0, 0) + b"new\0"),
+        (16, 3, struct.pack("<QQIIQII", FUSE_HANDLE, 0, 4, 0, 0, 0, 0) + b"data"),
+        (15, 3, FUSE_IO),
+        (46, 3, struct.pack("<QQII", FUSE_HANDLE, 0, 3, 0)),
+        (43, 3, struct.pack("<QQQII", FUSE_HANDLE, 0, 4096, 0, 0)),
+        (47, 3, struct.pack("<7Q", FUSE_HANDLE, 0, 3, FUSE_HANDLE, 8, 4, 0)),
+        (32, 3, struct.pack("<QQQQIIII", FUSE_HANDLE, 7, 0, 9, 1, 0, 0, 0)),
+        (31, 3, struct.pack("<QQQQIIII", FUSE_HANDLE, 8, 0, 9, 1, 0, 0, 0)),
+        (4, 3, struct.pack("<II10QI", 9, 0, 0, 2, *(8 * (0,)), 0o640) + bytes(20)),
+        (25, 3, struct.pack("<QIIQ", FUSE_HANDLE, 0, 0, 7)),
+        (18, 3, struct.pack("<QIIQ", FUSE_HANDLE, 0, 0, 0)),
+        (10, 2, b"new\0"),
+    ),
+    (
+        FUSE_TOP,
+        (27, 2, bytes(8)),
+        (44, 2, struct.pack("<QQIIQII", FUSE_HANDLE, 0, 4000, 0, 0, 0, 0)),
+        (28, 2, struct.pack("<QQIIQII", FUSE_HANDLE, 0, 4000, 0, 0, 0, 0)),
+        (29, 2, struct.pack("<QIIQ", FUSE_HANDLE, 0, 0, 0)),
+        (42, 0, struct.pack("<II4Q", 2, 0, 2, 1, 3, 1)),
+    ),
+    (
+        FUSE_TOP,
+        (9, 2, struct.pack("<II", 0o755, 0) + b"n\0"),
+        (9, 3, struct.pack("<II", 0o755, 0) + b"m\0"),
+        (6, 2, b"link\0target\0"),
+        (5, 4, b""),
+        (45, 2, struct.pack("<QII", 3, 0, 0) + b"link\0moved\0"),
+        (12, 2, struct.pack("<Q", 2) + b"p\0x\0"),
+        (8, 2, struct.pack("<IIII", 0o10644, 0, 0, 0) + b"fifo\0"),
+        (51, 2, struct.pack("<IIII", 2, 0o600, 0, 0) + b"/\0"),
+        (17, 2, b""),
+        (52, 2, struct.pack("<IIQII", 0, 0, 0, 0, 0xFFF)),
+    ),
+    (
+        FUSE_TOP,
+        (21, 2, struct.pack("<II", 1, 0) + b"user.a\0v"),
+        (22, 2, struct.pack("<II", 64, 0) + b"user.a\0"),
+        (23, 2, struct.pack("<II", 64, 0)),
+        (24, 2, b"user.a\0"),
+        (2, 2, struct.pack("<Q", 1)),
+        (38, 0, b""),
+    ),
+)
+
+
+def fuse(requests: tuple[tuple[int, int, bytes], ...]) -> bytes:
+    """Requests, each behind its length, as fuzz/fuse.c takes them."""
+    whole = b""
+    for unique, (opcode, node, body) in enumerate(requests, 1):
+        head = struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, node, 0, 0, 0, 0)
+        whole += struct.pack("<H", 40 + len(body)) + head + body
+    return whole
+
+
 def main(directory: Path, towrite: Path) -> int:
-    for name, inputs in (("virtqueue", virtqueues()), ("mmio", mmios())):
+    fuses = [fuse(requests) for requests in FUSES]
+    for name, inputs in (("virtqueue", virtqueues()), ("mmio", mmios()), ("fuse", fuses)):
         (directory / name).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):
             (directory / name / str(number)).write_bytes(data)

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "acpi.h"
+#include "balloon.h"
 #include "blk.h"
 #include "boot.h"
 #include "control.h"
@@ -49,6 +50,8 @@ static void attach_devices(struct vmm_loop *loop)
 {
 	if (options.rng)
 		vmm_mmio_attach(&vm, loop, vmm_rng_new());
+	if (options.balloon)
+		vmm_mmio_attach(&vm, loop, vmm_balloon_new());
 	if (options.vsock)
 		vmm_mmio_attach(&vm, loop, vmm_vsock_controlled(loop, options.cid));
 	if (options.net >= 0)

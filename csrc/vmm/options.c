@@ -103,7 +103,7 @@ static void take_net(struct vmm_options *options, const char *option, const char
 
 static uint32_t n_devices(const struct vmm_options *options)
 {
-	return options->n_blk + options->n_fs + options->rng + options->vsock +
+	return options->n_blk + options->n_fs + options->rng + options->balloon + options->vsock +
 	       (options->net >= 0);
 }
 
@@ -112,6 +112,8 @@ static bool take_flag(struct vmm_options *options, const char *option)
 {
 	if (!strcmp(option, "--rng"))
 		options->rng = true;
+	else if (!strcmp(option, "--balloon"))
+		options->balloon = true;
 	else if (!strcmp(option, "--no-jail"))
 		options->jail = false;
 	else

@@ -30,7 +30,7 @@ struct vmm_options {
 	const char *cmdline;
 	uint64_t memory_mib;
 	uint32_t cpus;
-	bool rng, vsock, jail;
+	bool rng, balloon, vsock, jail;
 	uint32_t cid;
 	int net;                    /* -1 without */
 	uint32_t net_mtu;
