@@ -26,12 +26,14 @@
 #include <linux/random.h>
 
 #include "agent.h"
+#include "net_up.h"
 #include "probe.h"
 
 #define MODULES "/lib/modules"
 #define EXPORTS "/run/nsrun/exports"
 #define EXPORTS_TAG "nsrun"
 #define EXPORTS_WORD "nsrun.fs"
+#define NETWORK_WORD "nsrun.net"
 
 enum {
 	LINE_SIZE = 4096,
@@ -206,6 +208,14 @@ static void loopback_up(void)
 		close(fd);
 }
 
+static void network_up(void)
+{
+	const char *failed = cmdline_has(NETWORK_WORD) ? nsr_guest_net_up() : NULL;
+
+	if (failed)
+		must(failed, 1);
+}
+
 static void raise_limits(void)
 {
 	const struct rlimit own = { FILES, FILES };
@@ -224,6 +234,7 @@ void nsr_boot(void)
 	load_modules();
 	mount_exports();
 	loopback_up();
+	network_up();
 	nsr_agent.cgroups = nsr_limits_open("/sys/fs/cgroup");
 }
 

@@ -1,4 +1,4 @@
-"""An agent that runs natively, on a Unix socket, and what a test asks it."""
+"""An agent, natively or in a guest, and what a test asks it."""
 
 from __future__ import annotations
 
@@ -37,40 +37,25 @@ def drain(stream: socket.socket) -> bytes:
     return b"".join(iter(lambda: stream.recv(1 << 20), b""))
 
 
-class Server:
-    """One agent process."""
+def fill(stream: socket.socket, data: bytes, limit: int = 64 << 20) -> int:
+    """Write until nobody takes more; how many bytes that were."""
+    stream.setblocking(False)
+    sent = 0
+    try:
+        while sent < limit:
+            sent += stream.send(data)
+    except BlockingIOError:
+        pass
+    stream.setblocking(True)
+    return sent
 
-    def __init__(self, directory: Path, uid: int, *options: str) -> None:
-        self.path = directory / f"agent-{uid}-{time.monotonic_ns()}"
-        self.uid = uid
-        other = {} if uid == os.getuid() else {"user": uid, "group": uid, "extra_groups": []}
-        self.process = subprocess.Popen(
-            [PROGRAM, "--listen-unix", self.path, *options],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            **other,  # type: ignore[call-overload]
-        )
-        self.agent = Agent(self.connect)
-        self.settings = Settings(uid=uid, gid=uid if other else os.getgid())
 
-    def wait_until_ready(self) -> None:
-        while self.process.poll() is None:
-            try:
-                self.connect(0).close()
-            except (FileNotFoundError, ConnectionRefusedError):
-                time.sleep(0.005)
-            else:
-                return
-        raise AssertionError(f"the agent ended with status {self.process.returncode}")
+class Client:
+    """What a test asks an agent."""
 
-    def connect(self, _port: int) -> socket.socket:
-        stream = socket.socket(socket.AF_UNIX)
-        try:
-            stream.connect(str(self.path))
-        except BaseException:
-            stream.close()
-            raise
-        return stream
+    def __init__(self, agent: Agent, settings: Settings) -> None:
+        self.agent = agent
+        self.settings = settings
 
     def start(
         self, *words: str, settings: Settings | None = None, terminal: bool = False
@@ -104,6 +89,41 @@ class Server:
             except NsrunError as error:
                 return error
         raise AssertionError(f"it ran, and ended with {status}")
+
+
+class Server(Client):
+    """One agent process."""
+
+    def __init__(self, directory: Path, uid: int, *options: str) -> None:
+        self.path = directory / f"agent-{uid}-{time.monotonic_ns()}"
+        self.uid = uid
+        other = {} if uid == os.getuid() else {"user": uid, "group": uid, "extra_groups": []}
+        self.process = subprocess.Popen(
+            [PROGRAM, "--listen-unix", self.path, *options],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            **other,  # type: ignore[call-overload]
+        )
+        super().__init__(Agent(self.connect), Settings(uid, uid if other else os.getgid()))
+
+    def wait_until_ready(self) -> None:
+        while self.process.poll() is None:
+            try:
+                self.connect(0).close()
+            except (FileNotFoundError, ConnectionRefusedError):
+                time.sleep(0.005)
+            else:
+                return
+        raise AssertionError(f"the agent ended with status {self.process.returncode}")
+
+    def connect(self, _port: int) -> socket.socket:
+        stream = socket.socket(socket.AF_UNIX)
+        try:
+            stream.connect(str(self.path))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     def fds(self) -> list[str]:
         """What the agent has open."""

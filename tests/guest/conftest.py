@@ -1,4 +1,4 @@
-"""Fixtures of the tests of a guest's parts."""
+"""What the tests of guests share: an agent, and a machine that runs a stock kernel."""
 
 from __future__ import annotations
 
@@ -54,13 +54,3 @@ def server(agents: Server) -> Iterator[Server]:
     yield agents
     agents.wait_until_idle(before)
     assert agents.process.poll() is None
-
-
-@pytest.fixture(scope="session")
-def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
-    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
-                                       check=True).stdout)["probes"]  # fmt: skip
-    for probe in probes:
-        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
-            lack(f"no machine: {probe['name']}: {probe['evidence']}")
-    return choose()
