@@ -230,6 +230,8 @@ def fuse(requests: tuple[tuple[int, int, bytes], ...]) -> bytes:
         head = struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, node, 0, 0, 0, 0)
         whole += struct.pack("<H", 40 + len(body)) + head + body
     return whole
+
+
 def frame(kind: int, payload: bytes) -> bytes:
     return struct.pack("<2I", kind, len(payload)) + payload
 
@@ -256,9 +258,6 @@ def agents() -> list[bytes]:
     return found + [struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6)]
 
 
-def main(directory: Path, towrite: Path) -> int:
-    fuses = [fuse(requests) for requests in FUSES]
-    for name, inputs in (("virtqueue", virtqueues()), ("mmio", mmios()), ("fuse", fuses)):
 def saved_device(status: int, ready: int) -> bytes:
     """The random number device, by its registers, its one queue and no state of its own."""
     registers = struct.pack("<6I2QBI", 4, status, 1, 0, 0, 0, 1 << 32, 1 << 32, status == 15, 1)
@@ -286,19 +285,21 @@ def snapshots() -> Iterator[bytes]:
 
 
 def main(directory: Path, towrite: Path) -> int:
-    made = (("virtqueue", virtqueues()), ("mmio", mmios()), ("snapshot", snapshots()))
-    for name, inputs in made:
+    corpora = {
+        "virtqueue": virtqueues(),
+        "mmio": mmios(),
+        "snapshot": snapshots(),
+        "fuse": (fuse(requests) for requests in FUSES),
+        "agent": agents(),
+        "vsock": VSOCKS,
+        "hand": (hand(*parts) for parts in HANDS),
+    }
+    for name, inputs in corpora.items():
         (directory / name).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):
             (directory / name / str(number)).write_bytes(data)
-    for name in ("argv", "plan", "hand", "agent", "vsock"):
+    for name in ("argv", "plan"):
         (directory / name).mkdir(parents=True, exist_ok=True)
-    for number, parts in enumerate(HANDS):
-        (directory / "hand" / str(number)).write_bytes(hand(*parts))
-    for number, said in enumerate(agents()):
-        (directory / "agent" / str(number)).write_bytes(said)
-    for number, actions in enumerate(VSOCKS):
-        (directory / "vsock" / str(number)).write_bytes(actions)
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)
