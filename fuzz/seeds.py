@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 LINES = (
@@ -300,14 +300,29 @@ def main(directory: Path, towrite: Path) -> int:
             (directory / name / str(number)).write_bytes(data)
     for name in ("argv", "plan"):
         (directory / name).mkdir(parents=True, exist_ok=True)
+    made: dict[str, Iterable[bytes]] = {
+        "argv": (),
+        "plan": (),
+        "hand": (hand(*parts) for parts in HANDS),
+        "agent": agents(),
+        "virtqueue": virtqueues(),
+        "mmio": mmios(),
+        "snapshot": snapshots(),
+        "vsock": VSOCKS,
+        "fuse": map(fuse, FUSES),
+    }
+    for name, inputs in made.items():
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(inputs):
+            (directory / name / str(number)).write_bytes(data)
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)
         (directory / "argv" / str(number)).write_bytes(data)
         # data that is read while parsing is not there: those lines give no plan
-        made = subprocess.run([towrite, *words], capture_output=True, check=False)
-        if made.returncode == 0:
-            (directory / "plan" / str(number)).write_bytes(made.stdout)
+        done = subprocess.run([towrite, *words], capture_output=True, check=False)
+        if done.returncode == 0:
+            (directory / "plan" / str(number)).write_bytes(done.stdout)
     return 0 if list((directory / "plan").iterdir()) else 1
 
 
