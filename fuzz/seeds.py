@@ -285,21 +285,6 @@ def snapshots() -> Iterator[bytes]:
 
 
 def main(directory: Path, towrite: Path) -> int:
-    corpora = {
-        "virtqueue": virtqueues(),
-        "mmio": mmios(),
-        "snapshot": snapshots(),
-        "fuse": (fuse(requests) for requests in FUSES),
-        "agent": agents(),
-        "vsock": VSOCKS,
-        "hand": (hand(*parts) for parts in HANDS),
-    }
-    for name, inputs in corpora.items():
-        (directory / name).mkdir(parents=True, exist_ok=True)
-        for number, data in enumerate(inputs):
-            (directory / name / str(number)).write_bytes(data)
-    for name in ("argv", "plan"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
     made: dict[str, Iterable[bytes]] = {
         "argv": (),
         "plan": (),
