@@ -10,7 +10,7 @@ STEPS ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test soak kvm-test bench check fuzz clean
+.PHONY: help build run test fs-test soak kvm-test kvm-soak bench check fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ test: ## Run all tests
 	@scripts/setup test
 	@.venv/bin/pytest
 
+fs-test: ## All tests of the file server, under address and thread sanitizers
+	@scripts/setup test
+	@NSRUN_FS_FULL=1 NSRUN_FS_SANITIZER=address .venv/bin/pytest tests/fs
+	@NSRUN_FS_FULL=1 NSRUN_FS_SANITIZER=thread .venv/bin/pytest tests/fs
+
 soak: ## Spawn 20000 sandboxes, or SPAWNS=n, and count what they leave
 	@scripts/setup test
 	@NSRUN_SOAK=$${SPAWNS:-20000} .venv/bin/pytest tests/soak
@@ -37,6 +42,10 @@ soak: ## Spawn 20000 sandboxes, or SPAWNS=n, and count what they leave
 kvm-test: ## Tests on another kernel with cgroup v2 and KVM, in QEMU; STEPS="core-root" for a part
 	@scripts/setup kvm
 	@$(PYTHON) -m tests.kvmbed.suite $(STEPS)
+
+kvm-soak: ## Steps of kvm-test that take long
+	@scripts/setup kvm
+	@$(PYTHON) -m tests.kvmbed.suite --soak $(STEPS)
 
 bench: ## Compare with bwrap and others; writes docs/bench
 	@scripts/setup bench
@@ -51,6 +60,7 @@ check: ## Lint, formatting, types
 	@.venv/bin/mypy tests/python tests/soak examples/*.py
 	@.venv/bin/mypy tests/cowork
 	@.venv/bin/mypy tests/vmm
+	@.venv/bin/mypy tests/fs
 	@.venv/bin/mypy tests/guest tests/python/leftovers.py
 	@.venv/bin/mypy -p tests.kvmbed
 	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run

@@ -97,13 +97,12 @@ class Plan:
         warnings: Sequence[str] = (),
         argv: Sequence[str] | None = None,
         *,
-        by_name: bool = False,
+        backend: str = "auto",
     ) -> None:
         self._native = native
         self._argv = None if argv is None else tuple(argv)
         self.warnings = tuple(warnings)
-        # its backend was asked for, so that the environment has no say
-        self.by_name = by_name
+        self.backend = backend
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Plan:
@@ -156,7 +155,7 @@ class Plan:
             native.set_string(String.CHDIR, _checked_cwd(cwd))
         extras.apply(native)
         native.check()
-        return cls(native, argv=words, by_name=spec.backend != "auto")
+        return cls(native, argv=words, backend=spec.backend)
 
     @classmethod
     def for_parked(
@@ -201,7 +200,12 @@ class Plan:
         native.read(self.to_bytes())
         extras.apply(native)
         native.check()
-        return Plan(native, self.warnings, by_name=self.by_name)
+        return Plan(native, self.warnings, backend=self.backend)
+
+    @property
+    def by_name(self) -> bool:
+        """Its backend was asked for, so that the environment has no say."""
+        return self.backend != "auto"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_bytes() == other.to_bytes()

@@ -1,4 +1,4 @@
-"""Who starts a sandbox: this process, the nsrun program, or an installed bwrap."""
+"""Who starts a sandbox: this process, the nsrun program, an installed bwrap, or a microVM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cowork_nsrun import _native
 from cowork_nsrun.by_bwrap import BwrapChild
+from cowork_nsrun.by_machine import MachineChild
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.plan import Extras, Plan
 from cowork_nsrun.probe import VARIABLE
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 IN_PROCESS = "namespaces"
 BY_PROGRAM = "namespaces (nsrun program)"
 BY_BWRAP = "namespaces (bwrap)"
+BY_MACHINE = "microVM (KVM)"
 
 HOST_ABI = 2  # the first ABI of Landlock that the host backend takes
 _APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
@@ -41,8 +43,15 @@ def _selected(_pid: int, _uid: int, word: str) -> Selection:
     return select(environ={**os.environ, VARIABLE: word})
 
 
+@cache
+def _selected_by_name(_pid: int, _uid: int, backend: str) -> Selection:
+    return select(backend)
+
+
 def _choice(plan: Plan) -> Selection | None:
     """What was selected; None: this process has to try."""
+    if plan.by_name and plan.backend == Backend.KVM:
+        return _selected_by_name(os.getpid(), os.geteuid(), plan.backend).require()
     word = "" if plan.by_name else os.environ.get(VARIABLE, "").lower()
     uid = os.geteuid()
     if word in _NAMESPACES and not _late_refusal(uid):
@@ -110,8 +119,9 @@ def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_na
         child = BwrapChild()
         child.start_bwrap(plan, stdio)
         return child, BY_BWRAP
-    asked = f"{choice.wanted_by} asks for {choice.wanted}" if choice.wanted else choice.reason
-    raise NsrunError(f"{asked}, but this sandbox is not made for a microVM")
+    machine = MachineChild()
+    machine.start_machine(plan, stdio)
+    return machine, BY_MACHINE
 
 
 def _for_host(plan: Plan) -> Plan:

@@ -57,11 +57,12 @@ class Backend(StrEnum):
 
 
 class Runner(StrEnum):
-    """Who makes the namespaces."""
+    """Who makes the sandbox."""
 
     PROCESS = "this process"
     PROGRAM = "the nsrun program"
     BWRAP = "an installed bwrap"
+    MACHINE = "a microVM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Selection:
     Attributes:
         backend: None if nothing will.
         reason: one sentence.
-        runner: who makes the namespaces; None if nobody does.
+        runner: who makes the sandbox; None if nobody does.
         wanted: the word that asked for a backend; None if none did.
         wanted_by: ``--backend``, ``COWORK_VM_BACKEND`` or ``default``.
         failed: names of the probes that stood in the way, the first choice's first.
@@ -151,7 +152,11 @@ def _ask(
     reason = answer.reason
     if chosen is Backend.NAMESPACES and refused is not None:
         reason += f"; by the nsrun program, since this one is refused them: {refused.evidence}"
-    runners = {Backend.NAMESPACES: Runner.PROGRAM, Backend.BWRAP: Runner.BWRAP}
+    runners = {
+        Backend.NAMESPACES: Runner.PROGRAM,
+        Backend.BWRAP: Runner.BWRAP,
+        Backend.KVM: Runner.MACHINE,
+    }
     return Selection(
         backend=chosen,
         reason=reason,

@@ -600,7 +600,7 @@ class LimitChanges(TypedDict, total=False):
 
 # what runs a sandbox: "auto" is namespaces, or what COWORK_VM_BACKEND says; "host" is confined
 # by Landlock and seccomp alone, "unconfined" by nothing
-Backend = Literal["auto", "namespaces", "host", "unconfined"]
+Backend = Literal["auto", "namespaces", "kvm", "host", "unconfined"]
 
 # Names in a project that programs outside obey: what writes there acts later, as the user.
 PROTECTED = (
@@ -686,9 +686,10 @@ class Sandbox:
         deny_read: paths inside, or patterns of them, that can neither be read nor written.
         deny_write: likewise, that can't be written, made, moved or removed.  A pattern
             means what is there at the start; see docs/backends.md for what wins.
-        backend: what runs it: ``namespaces``, ``host`` (no namespaces: confined by
-            Landlock and seccomp), or ``unconfined`` (the host, and nothing else); ``auto``
-            is namespaces, unless COWORK_VM_BACKEND in the environment asks for another.
+        backend: what runs it: ``namespaces``, ``kvm`` (a microVM), ``host`` (no namespaces:
+            confined by Landlock and seccomp), or ``unconfined`` (the host, and nothing
+            else); ``auto`` is namespaces, and a microVM where those are refused, unless
+            COWORK_VM_BACKEND in the environment asks for another.
         private_tmp: on the host, a temporary directory of its own, named by TMPDIR and
             removed at the end.
         seccomp_profile: a built-in list of what the kernel refuses to the command:

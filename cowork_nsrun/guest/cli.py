@@ -7,11 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
-from cowork_nsrun.guest.exec import Limits, Request, execute, read_plan
+from cowork_nsrun.guest.exec import Request, execute, read_plan
 from cowork_nsrun.guest.kernel import VARIABLE, Kernel, find_kernels
+from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Size
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.spec import parse_size
@@ -37,13 +35,17 @@ def _verdict(kernel: Kernel) -> str:
     return f"unfit: {kernel.unfit}" + (f"; what helps: {kernel.remedy}" if kernel.remedy else "")
 
 
-def _table(found: Sequence[Kernel]) -> Table:
+def _print_table(found: Sequence[Kernel]) -> None:
+    # a command that is to run does not wait for these
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False)
     for column in ("release", "image", "origin", "verdict"):
         table.add_column(column, overflow="fold")
     for kernel in found:
         table.add_row(kernel.release, str(kernel.path), kernel.origin, _verdict(kernel))
-    return table
+    Console(highlight=False).print(table)
 
 
 def _kernels(options: argparse.Namespace) -> int:
@@ -51,7 +53,7 @@ def _kernels(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps([_as_json(kernel) for kernel in found], indent=2) + "\n")
     elif sys.stdout.isatty():
-        Console(highlight=False).print(_table(found))
+        _print_table(found)
     else:
         for kernel in found:
             words = (kernel.release, str(kernel.path), kernel.origin, _verdict(kernel))
@@ -77,7 +79,7 @@ def _exec(options: argparse.Namespace) -> int:
         options.timeout,
     )
     size = Size(options.machine_memory, options.cpus)
-    return execute(Request(plan, options.kernel, size, limits, options.status_fd))
+    return execute(Request(plan, options.kernel, size, limits, options.status_fd, options.life_fd))
 
 
 def _exec_parser(part: argparse.ArgumentParser) -> None:
@@ -91,6 +93,8 @@ def _exec_parser(part: argparse.ArgumentParser) -> None:
     add("--cpu", type=float, metavar="N", help="processors' worth of time, such as 0.5")
     add("--timeout", type=float, metavar="SECONDS", help="kill everything after that time")
     add("--status-fd", type=int, default=-1, metavar="FD", help="a JSON object a line goes there")
+    add("--life-fd", type=int, default=-1, metavar="FD",
+        help="its end ends everything; bytes are signals for the command")  # fmt: skip
     add("words", nargs=argparse.REMAINDER, metavar="-- OPTION... COMMAND [ARGS...]",
         help="as after 'nsrun'")  # fmt: skip
     part.set_defaults(do=_exec)

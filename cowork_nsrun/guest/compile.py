@@ -9,13 +9,17 @@ keeps the plan even where the guest's kernel does not.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number, Op, OpFlag, OpType, PlanFlag, String, Words
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest.limits import Limits, of_cgroups
+from cowork_nsrun.guest.network import resolv_conf
 from cowork_nsrun.guest.tree import Mount, Tree, above, is_below, make_mount_point
 from cowork_nsrun.guest.view import Access, Export, Rule
 from cowork_nsrun.plan import Plan
@@ -23,6 +27,7 @@ from cowork_nsrun.spec import Namespace
 
 #: where the guest has the exports, by their numbers
 EXPORTS = "/run/nsrun/exports"
+RESOLV_CONF = "/etc/resolv.conf"
 #: what a plan's data may come to that is read from descriptors, in bytes
 DATA_LIMIT = 32 << 20
 
@@ -70,11 +75,13 @@ class Translation:
     Attributes:
         exports: what the guest is to see of the host's files.
         network: whether the plan wants the network that its caller has.
+        limits: what the cgroups that it would enter hold it to.
         hold: what to read a byte from before the start (``--block-fd``); None: nothing.
     """
 
     exports: tuple[Export, ...]
     network: bool
+    limits: Limits
     hold: int | None
     _native: _native.Plan
     _operations: tuple[Op, ...]
@@ -120,11 +127,14 @@ class _Compiler:
         hold = self._numbers()
         for op in self.plan.operations:
             self._operation(op)
+        if Namespace.NET not in self.plan.unshare:
+            self._name_server()
         self._start_directory()
         self._host_name()
         return Translation(
             exports=tuple(export.final() for export in self.exports),
             network=Namespace.NET not in self.plan.unshare,
+            limits=of_cgroups(self.plan.native.words(Words.CGROUPS)),
             hold=hold,
             _native=self.native,
             _operations=tuple(self.operations),
@@ -140,6 +150,7 @@ class _Compiler:
         if seccomp >= 0:
             self.native.add_seccomp(_read(seccomp, "--seccomp"))
             self.native.set_number(Number.SECCOMP_FD, -1)
+        self.native.clear(Words.CGROUPS)
         hold = self.plan.number(Number.BLOCK_FD)
         self.native.set_number(Number.BLOCK_FD, -1)
         # the host side dies with its parent; in the guest nobody else could be meant
@@ -154,6 +165,18 @@ class _Compiler:
             if path.startswith("/") and self.tree.is_directory(path):
                 self.native.set_string(String.CHDIR, path)
                 return
+
+    def _name_server(self) -> None:
+        """A name server on the host's own loopback is reached by another address."""
+        place = self.tree.resolve(RESOLV_CONF)
+        try:
+            text = Path(place.host or "").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return
+        if re.search(r"^nameserver\s+(127\.|::1\b)", text, re.MULTILINE):
+            data = resolv_conf(text).encode(errors="surrogateescape")
+            self._data(Op(OpType.BIND_DATA, place.path, flags=OpFlag.RDONLY, perms=0o444,
+                          data=data))  # fmt: skip
 
     def _host_name(self) -> None:
         """Who shares the host's name sees it."""
@@ -384,8 +407,6 @@ def _refuse(plan: Plan) -> None:
     for number, option in _FD_OPTIONS.items():
         if plan.number(number) != -1:
             raise Refused(f"{option}: a microVM has none of the caller's descriptors")
-    if plan.native.words(Words.CGROUPS):
-        raise Refused("--cgroup: a microVM is in no cgroup of the host's but its monitor's")
     if plan.flags & (PlanFlag.ON_HOST | PlanFlag.PARKED):
         raise Refused("this plan is for the host, or for a sandbox that waits: not for a microVM")
 

@@ -6,6 +6,7 @@ gets go to the command, and it ends with the command's exit status.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command, Settings
 from cowork_nsrun.guest.compile import Translation, translate
+from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
 from cowork_nsrun.plan import Extras, Plan
 
@@ -34,21 +36,8 @@ FORWARDED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of the command's processes together; None: no limit.
-
-    Attributes:
-        memory: bytes.
-        processes: how many.
-        cpu: processors' worth of time.
-        timeout: seconds.
-    """
-
-    memory: int | None = None
-    processes: int | None = None
-    cpu: float | None = None
-    timeout: float | None = None
+#: of these, those that nobody waits for a boot with
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +50,7 @@ class Request:
         size: of the machine.
         limits: of the command.
         status_fd: gets a JSON object a line of what happens; -1: nobody asks.
+        life_fd: its end ends everything, and bytes are signals to send; -1: there is none.
     """
 
     plan: Plan
@@ -68,6 +58,7 @@ class Request:
     size: Size = field(default_factory=Size)
     limits: Limits = field(default_factory=Limits)
     status_fd: int = -1
+    life_fd: int = -1
 
 
 def execute(request: Request) -> int:
@@ -96,20 +87,26 @@ def _teller(fd: int) -> Callable[[dict[str, object]], None]:
 def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int:
     terminal = all(os.isatty(fd) for fd in range(3))
     plan = request.plan
+    if terminal and plan.flags & PlanFlag.TERMINAL:
+        # a terminal made for this command: its window's changes come to us
+        with suppress(OSError):
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     if terminal:
         # in the guest its keys can be signals, as they are here
         plan = plan.with_extras(Extras(PlanFlag.TERMINAL))
     translation = translate(plan)
-    if translation.network:
-        raise NsrunError(
-            "the host's network is shared (no --unshare-net), and this microVM has none"
-        )
-    with _Forwarding() as forwarding, Machine(request.kernel, request.size) as machine:
+    with (
+        _Forwarding() as forwarding,
+        Machine(request.kernel, request.size, network=translation.network) as machine,
+    ):
+        if request.life_fd >= 0:
+            _thread(_watch, request.life_fd, forwarding)
         try:
             machine.wait_ready()
             if translation.hold is not None:
                 os.read(translation.hold, 1)
-            with _started(machine, translation, _settings(request.limits), terminal) as command:
+            settings = own_settings(request.limits.within(translation.limits))
+            with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
                 status = _relayed(command, tell)
         except NsrunError as error:
@@ -121,7 +118,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     return status
 
 
-def _settings(limits: Limits) -> Settings:
+def own_settings(limits: Limits) -> Settings:
     """This process's ids; the guest gets the time and fresh entropy."""
     old = os.umask(0)
     os.umask(old)
@@ -169,7 +166,7 @@ def _is_open(fd: int) -> bool:
 
 
 class _Forwarding(ExitStack):
-    """Signals go to the command, those that come before it is there as well."""
+    """Signals go to the command; before it is there, those that end a program end this one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,10 +189,9 @@ class _Forwarding(ExitStack):
         self.callback(signal.signal, number, signal.signal(number, handler))
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if self._command is None:
-            self._early.append(number)
-        else:
-            self._command.signal(number)
+        if self._command is None and number in ENDING:
+            raise SystemExit(128 + number)
+        self.signal(number)
 
     def _resize(self, _number: int, _frame: FrameType | None) -> None:
         if self._command is not None and self._command.terminal is not None:
@@ -203,11 +199,27 @@ class _Forwarding(ExitStack):
                 columns, rows = os.get_terminal_size(0)
                 self._command.resize(rows, columns)
 
+    def signal(self, number: int) -> None:
+        """To the command, at once or when it is there."""
+        if self._command is None:
+            self._early.append(number)
+        else:
+            self._command.signal(number)
+
     def to(self, command: Command) -> None:
         """From now on to this one."""
         self._command = command
         while self._early:
             command.signal(self._early.pop(0))
+
+
+def _watch(fd: int, forwarding: _Forwarding) -> None:
+    """The owner's words: bytes are signals; its end is the machine's, which sees ours."""
+    with suppress(OSError):
+        while data := os.read(fd, 64):
+            for number in data:
+                forwarding.signal(number)
+    os._exit(128 + signal.SIGKILL)
 
 
 # --- streams ------------------------------------------------------------------------------

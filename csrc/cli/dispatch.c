@@ -9,12 +9,17 @@
 #include "dispatch.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 #include "bwrap.h"
 #include "diag.h"
+#include "python.h"
 #include "select.h"
 
 struct dispatch {
@@ -96,6 +101,49 @@ static int bwrap_fits(const struct dispatch *d)
 	return probes.probe[NSR_PROBE_BWRAP].verdict == NSR_OK;
 }
 
+/* An open memory file with the plan's bytes, or -errno. */
+static int plan_file(const struct dispatch *d)
+{
+	int64_t size = nsr_plan_write(d->plan, NULL, 0);
+	uint8_t *bytes = malloc((size_t)size);
+	int fd = bytes ? memfd_create("nsrun-plan", 0) : -1;
+	int ret = fd < 0 ? -errno : fd;
+
+	if (fd >= 0) {
+		nsr_plan_write(d->plan, bytes, (uint64_t)size);
+		if (write(fd, bytes, (size_t)size) != size || lseek(fd, 0, SEEK_SET))
+			ret = -EIO;
+	}
+	free(bytes);
+	return ret;
+}
+
+/* Python's part boots the machine, in this very process: what dies with us dies with it. */
+static int run_kvm(const struct dispatch *d, int tell)
+{
+	static char program[] = "nsrun", word[] = "vm", exec[] = "exec", option[] = "--plan";
+	char number[16];
+	char *argv[] = { program, word, exec, option, number, NULL };
+	pid_t parent = getppid();
+	sigset_t sigchld;
+	int fd;
+
+	if (tell && !d->plan->choice.quiet)
+		d->say(d->say_arg, "namespaces are refused, see 'nsrun doctor'; run in a microVM");
+	fd = plan_file(d);
+	if (fd < 0)
+		return nsr_diag_errno(d->diag, -fd, "Can't write the plan for the microVM");
+	if (d->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT &&
+	    (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent))
+		return nsr_diag_errno(d->diag, errno, "Can't die with the parent");
+	/* our attempt may have blocked it */
+	sigemptyset(&sigchld);
+	sigaddset(&sigchld, SIGCHLD);
+	sigprocmask(SIG_UNBLOCK, &sigchld, NULL);
+	snprintf(number, sizeof(number), "%d", fd);
+	return nsr_python(argv);
+}
+
 static void add(struct nsr_diag *diag, const char *text)
 {
 	size_t len = strlen(diag->text);
@@ -131,6 +179,8 @@ static int fall_back(const struct dispatch *d)
 	nsr_select(&probes, &d->request, &selection);
 	if (selection.backend == NSR_BACKEND_BWRAP && bwrap_fits(d))
 		return run_bwrap(d, 1);
+	if (selection.backend == NSR_BACKEND_KVM)
+		return run_kvm(d, 1);
 	if (selection.backend == NSR_BACKEND_NAMESPACES) {
 		/* this plan is refused what others are not, such as one more namespace */
 		if (!d->as_bwrap)
@@ -153,9 +203,13 @@ static int name_another(const struct dispatch *d)
 	nsr_select(&probes, &d->request, &selection);
 	if (selection.backend == NSR_BACKEND_NAMESPACES)
 		return -1;
-	if (selection.backend != NSR_BACKEND_BWRAP)
+	if (selection.backend == NSR_BACKEND_KVM)
+		snprintf(text, sizeof(text), "with '--backend kvm' a microVM would run it");
+	else if (selection.backend == NSR_BACKEND_BWRAP)
+		snprintf(text, sizeof(text), "with '--backend bwrap' %s would run it",
+			 probes.bwrap);
+	else
 		return nothing_else(d);
-	snprintf(text, sizeof(text), "with '--backend bwrap' %s would run it", probes.bwrap);
 	add(d->diag, text);
 	return -1;
 }
@@ -195,6 +249,8 @@ static int run_selected(const struct dispatch *d)
 	nsr_select(&probes, &d->request, &selection);
 	if (selection.backend == NSR_BACKEND_BWRAP)
 		return run_bwrap(d, 0);
+	if (selection.backend == NSR_BACKEND_KVM)
+		return run_kvm(d, 0);
 	if (selection.backend == NSR_BACKEND_HOST) {
 		/* the variable, whose contract has the host as its last resort */
 		d->plan->number[NSR_FLAGS] |= NSR_ON_HOST;

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "diag.h"
 #include "sys.h"
@@ -89,10 +90,27 @@ void nsr_probe_no_new_privs(struct nsr_probe *out)
 			      "can be set");
 }
 
-/* No part of this version: said here, and nowhere else. */
-static void not_built(struct nsr_probe *out, const char *what)
+/* The programs that a microVM is made of lie beside this one. */
+static void probe_microvm(struct nsr_probe *out)
 {
-	nsr_probe_say(out, NSR_MISSING, 0, "not-built", "%s is not built into this version", what);
+	static const char *const programs[] = { "nsrun-vmm", "nsrun-agent", "python3" };
+	char path[NSR_PROBE_PATH];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 16);
+	char *name;
+
+	path[n > 0 ? n : 0] = '\0';
+	name = strrchr(path, '/');
+	for (size_t i = 0; i < sizeof(programs) / sizeof(programs[0]); i++) {
+		if (name)
+			strcpy(name + 1, programs[i]);
+		if (name && !access(path, X_OK))
+			continue;
+		nsr_probe_say(out, NSR_MISSING, errno, "not-built",
+			      "%s is not there: the microVM is no part of this installation",
+			      name ? path : programs[i]);
+		return;
+	}
+	nsr_probe_say(out, NSR_OK, 0, NULL, "its programs are beside nsrun");
 }
 
 const struct nsr_probe *nsr_probe(struct nsr_probes *probes, enum nsr_probe_id id)
@@ -109,7 +127,7 @@ const struct nsr_probe *nsr_probe(struct nsr_probes *probes, enum nsr_probe_id i
 		nsr_probe_bwrap(out, probes->bwrap);
 		break;
 	case NSR_PROBE_MICROVM:
-		not_built(out, "the microVM backend");
+		probe_microvm(out);
 		break;
 	case NSR_PROBE_KVM:
 		nsr_probe_kvm(out);

@@ -69,7 +69,7 @@ static const struct call save[] = {
 	IOCTL(KVM_GET_MP_STATE), IOCTL(KVM_GET_REGS), IOCTL(KVM_GET_SREGS), IOCTL(KVM_GET_XSAVE),
 	IOCTL(KVM_GET_XSAVE2), IOCTL(KVM_GET_XCRS), IOCTL(KVM_GET_LAPIC),
 	IOCTL(KVM_GET_VCPU_EVENTS), IOCTL(KVM_GET_DEBUGREGS), IOCTL(KVM_GET_MSRS),
-	IOCTL(KVM_GET_IRQCHIP), IOCTL(KVM_GET_CLOCK), IOCTL(KVM_RUN),
+	IOCTL(KVM_GET_IRQCHIP), IOCTL(KVM_GET_CLOCK), IOCTL(KVM_GET_CPUID2),
 };
 
 static const struct call disk[] = {
@@ -281,9 +281,22 @@ static void replace_standard(const int *keep, int n)
 		close(null);
 }
 
+/* Streams, nodes and open files of the guest take a descriptor each. */
+static void raise_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		vmm_fail(errno, "RLIMIT_NOFILE");
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		vmm_fail(errno, "RLIMIT_NOFILE");
+}
+
 void vmm_jail_begin(bool enabled, const int *keep, int n_keep)
 {
 	jail.enabled = enabled;
+	raise_descriptors();
 	if (!enabled)
 		return;
 	close_others(keep, n_keep);

@@ -21,7 +21,10 @@ enum vmm_role {
 	VMM_ROLES,
 };
 
-/* Close all descriptors but these, and the standard ones; no new privileges from now on. */
+/*
+ * As many descriptors as may be.  In a jail: close all but these, and the
+ * standard ones; no new privileges from now on.
+ */
 void vmm_jail_begin(bool enabled, const int *keep, int n_keep);
 /* A thread, which enters its jail before it calls fn. */
 pthread_t vmm_jail_thread(enum vmm_role role, const char *what, void *(*fn)(void *arg), void *arg);

@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 from .machine import CACHE, ROOT, Bed, Job, end_on_signals, reported, say
 
 RESULTS = CACHE / "results"
+SUMMARY = f"{'=' * 20} kvmbed: summary"
 PYTEST = (".venv/bin/pytest", "-p", "no:cacheprovider", "--color=no")
 USER = 1000
 LIMITS = "tests/python/test_limits.py"
@@ -30,6 +33,10 @@ class Step:
     tests: tuple[str, ...]
     where: Job | None = field(default_factory=lambda: Job(()))
 
+    def is_there(self) -> bool:
+        """Whether this tree has the tests."""
+        return all((ROOT / name).exists() for name in self.tests if not name.startswith("-"))
+
 
 INSIDE = ("tests/kvmbed/inside",)
 # remedies: as root, who breaks the bed for a user
@@ -43,6 +50,13 @@ STEPS = (
     Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
     Step("guest-boot", ("tests/guest/test_vmm.py",), Job((), user=USER, groups=("kvm",))),
+    Step("microvm-root", ("tests/guest/test_exec.py",), Job((), timeout_s=900)),
+    Step(
+        "microvm-user",
+        ("tests/guest/test_exec.py",),
+        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
+    ),
+    Step("sessions-root", ("tests/cowork/test_machine_sessions.py",), Job((), timeout_s=900)),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
     Step("agent-root", ("tests/guest/test_agent_guest.py",)),
@@ -51,10 +65,26 @@ STEPS = (
     Step("core-root", CORE, Job((), timeout_s=900)),
     Step("vmm-root", VMM),
     Step("vmm-kvm", VMM, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
+    Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=900)),
     Step("vsock-root", ("tests/vmm/test_vsock.py",)),
+    Step("snapshot-root", ("tests/guest/test_template.py",)),
     # samples: all would take 4 and 20 minutes
     Step("hostile-root", ("tests/hostile", "--every=2")),
     Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),
+)
+# by make kvm-soak, or by name
+SOAKS = (
+    # more bytes than vsock's counters hold
+    Step(
+        "vsock-soak",
+        ("tests/vmm/test_vsock.py",),
+        Job((), timeout_s=7200, environment={"NSRUN_VSOCK_MIB": "4200"}),
+    ),
+    Step(
+        "snapshot-soak",
+        ("tests/guest/test_template.py",),
+        Job((), timeout_s=7200, environment={"NSRUN_CLONES": "100"}),
+    ),
 )
 
 
@@ -91,8 +121,17 @@ def counts(step: Step) -> str:
     return ", ".join(words)
 
 
+def last_seconds(step: Step) -> float:
+    """How long it took the last time; 0 if that is not known."""
+    report = RESULTS / step.name / "junit.xml"
+    if not report.exists():
+        return 0
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    return 0 if suite is None else float(suite.get("time", 0))
+
+
 def run(bed: Bed, step: Step) -> Outcome:
-    if not all((ROOT / name).exists() for name in step.tests if not name.startswith("-")):
+    if not step.is_there():
         return Outcome(step, None)
     print(f"\n{'=' * 20} kvmbed: {step.name} {'=' * 20}", flush=True)
     results = RESULTS / step.name
@@ -116,17 +155,62 @@ def in_bed(bed: Bed, step: Step, where: Job, results: Path) -> int:
         return reported(lambda: bed.run(job, sys.stdout.buffer, log))
 
 
+def run_apart(running: set[subprocess.Popen[bytes]], step: Step) -> Outcome:
+    """A step in a process of its own, whose output is shown when it has ended."""
+    begin = time.monotonic()
+    # this thread outlives the process, which would end with it
+    front = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "tests.kvmbed.suite"]
+    process = subprocess.Popen(
+        [*front, "--jobs=1", step.name],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    running.add(process)
+    output, _ = process.communicate()
+    running.remove(process)
+    sys.stdout.buffer.write(output.partition(SUMMARY.encode())[0])
+    sys.stdout.flush()
+    return Outcome(step, process.returncode, time.monotonic() - begin)
+
+
+def run_all(steps: list[Step], jobs: int) -> list[Outcome]:
+    """One after the other, or several at a time; the longest ones first then."""
+    if jobs == 1 or len(steps) == 1:
+        bed = Bed()
+        return [run(bed, step) for step in steps]
+    there = [step for step in steps if step.is_there()]
+    outcomes = [Outcome(step, None) for step in steps if step not in there]
+    there.sort(key=lambda step: -last_seconds(step))
+    running: set[subprocess.Popen[bytes]] = set()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            outcomes += pool.map(partial(run_apart, running), there)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
+    return sorted(outcomes, key=lambda outcome: steps.index(outcome.step))
+
+
 def main() -> int:
-    names = [step.name for step in STEPS]
+    names = [step.name for step in (*STEPS, *SOAKS)]
     parser = argparse.ArgumentParser(prog="make kvm-test STEPS=...", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)}")
-    wanted = parser.parse_args().steps or names
+    parser.add_argument("--soak", action="store_true", help="the steps that take long")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="machines at a time (%(default)s)"
+    )
+    given = parser.parse_args()
+    wanted = given.steps or [step.name for step in (SOAKS if given.soak else STEPS)]
     for name in set(wanted) - set(names):
         parser.error(f"no step {name!r}; there are: {', '.join(names)}")
     end_on_signals()
-    bed = Bed()
-    outcomes = [run(bed, step) for step in STEPS if step.name in wanted]
-    print(f"\n{'=' * 20} kvmbed: summary, Linux {bed.kernel.version} {'=' * 20}")
+    steps = [step for step in (*STEPS, *SOAKS) if step.name in wanted]
+    outcomes = run_all(steps, given.jobs)
+    print(f"\n{SUMMARY}, Linux {Bed().kernel.version} {'=' * 20}")
     for outcome in outcomes:
         print(outcome.line())
     failed = [outcome.step.name for outcome in outcomes if not outcome.good]

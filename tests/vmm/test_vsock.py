@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import random
+import resource
 import socket
 import struct
 import subprocess
@@ -25,11 +26,13 @@ from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, Settings, StreamR
 
 HERE = Path(__file__).parent
 FLAGS = ["-std=gnu17", "-O2", "-static", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
-PORT = 1024
+PORT, UNATTENDED_PORT = 1024, 1025
 #: seconds after which a guest counts as hung, far more than any takes
 HANG = 300
 BULK = int(os.environ.get("NSRUN_VSOCK_MIB", "64")) << 20
 BLOCK = random.Random(1).randbytes(1 << 20)
+#: at once
+STREAMS = 1024
 RESULT = struct.Struct("=QII")
 
 
@@ -97,6 +100,15 @@ def machine(peer_image: image.Image, lack: Lack) -> Iterator[Monitor]:
         lack(f"no machine runs a stock kernel here: {str(error).splitlines()[0]}")
     with booted:
         yield booted
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """As many as are allowed: a stream takes one."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def receive(stream: socket.socket, count: int) -> bytes:
@@ -188,6 +200,18 @@ def test_hundred_streams_at_once(machine: Monitor) -> None:
         list(pool.map(echo, streams, [100_000 + number for number in range(len(streams))]))
     for stream in streams:
         stream.close()
+
+
+def test_as_many_streams_as_there_may_be(machine: Monitor, descriptors: None) -> None:
+    opened: list[socket.socket] = []
+    with suppress(StreamRefused):
+        while len(opened) <= STREAMS:
+            opened.append(machine.connect(UNATTENDED_PORT, HANG))
+    for stream in opened:
+        stream.close()
+    # the guest may still be closing some of the tests before
+    assert STREAMS - 20 < len(opened) <= STREAMS
+    sink(machine, 1000)
 
 
 def test_an_empty_stream(machine: Monitor) -> None:

@@ -11,9 +11,21 @@
 
 #include "core.h"
 
-static uint64_t valid_s(const struct fs_where *where)
+/* Whether the host sees and makes changes there while the client runs. */
+static bool is_shared(const struct fs_node *node)
 {
-	return where->access == FS_WRITABLE ? FS_VALID_WRITABLE : FS_VALID_READ_ONLY;
+	return node->where.access == FS_WRITABLE;
+}
+
+void fs_valid(const struct fs_node *node, uint64_t *s, uint32_t *ns)
+{
+	*s = is_shared(node) ? FS_VALID_WRITABLE_S : FS_VALID_READ_ONLY_S;
+	*ns = 0;
+	if (!is_shared(node) || node->is.type != S_IFREG)
+		return;
+	/* a client reads from its cache while the attributes are valid: not what others lock */
+	*s = 0;
+	*ns = atomic_load(&node->locked) ? 0 : FS_VALID_FILE_NS;
 }
 
 /*
@@ -83,9 +95,12 @@ void fs_fill_entry(struct fs_server *server, const struct fs_node *node, struct 
 	fs_mask(&node->where, st);
 	*entry = (struct fuse_entry_out){
 		.nodeid = node->id,
-		.entry_valid = valid_s(&node->where),
-		.attr_valid = valid_s(&node->where),
+		.entry_valid = is_shared(node) ? FS_VALID_WRITABLE_S : FS_VALID_READ_ONLY_S,
 	};
+	/* a file that is gone must not be there: a journal of a database's would be played back */
+	if (is_shared(node) && node->is.type == S_IFREG)
+		entry->entry_valid = 0;
+	fs_valid(node, &entry->attr_valid, &entry->attr_valid_nsec);
 	fs_fill_attr(server, st, &entry->attr);
 }
 
@@ -130,8 +145,9 @@ static int get_stat(struct fs_call *call, bool by_handle, uint64_t fh, struct fs
 
 static int reply_attr(struct fs_call *call, const struct fs_stat *st)
 {
-	struct fuse_attr_out out = { .attr_valid = valid_s(&call->node->where) };
+	struct fuse_attr_out out = { 0 };
 
+	fs_valid(call->node, &out.attr_valid, &out.attr_valid_nsec);
 	fs_fill_attr(call->server, st, &out.attr);
 	return fs_reply(call, &out, sizeof(out));
 }
@@ -154,7 +170,7 @@ static struct fuse_sx_time sx_time(const struct fs_time *t)
 
 int fs_op_statx(struct fs_call *call)
 {
-	struct fuse_statx_out out = { .attr_valid = valid_s(&call->node->where) };
+	struct fuse_statx_out out = { 0 };
 	struct fuse_statx_in in;
 	struct fs_stat st;
 	int err = fs_take(call, &in, sizeof(in));
@@ -163,6 +179,7 @@ int fs_op_statx(struct fs_call *call)
 		err = get_stat(call, in.getattr_flags & FUSE_GETATTR_FH, in.fh, &st);
 	if (err)
 		return err;
+	fs_valid(call->node, &out.attr_valid, &out.attr_valid_nsec);
 	out.stat = (struct fuse_statx){
 		.mask = st.mask & (FS_STATX_BASIC | FS_STATX_BTIME),
 		.blksize = st.blksize,

@@ -24,9 +24,14 @@ enum {
 	FS_NAME = NAME_MAX + 1,
 	FS_MAX_PAGES = 256,
 	FS_MAX_WRITE = FS_MAX_PAGES * 4096,
-	/* seconds for which a client may believe what it was told */
-	FS_VALID_WRITABLE = 1,
-	FS_VALID_READ_ONLY = 60,
+};
+
+/* For how long a client may believe what it was told. */
+enum {
+	FS_VALID_READ_ONLY_S = 60,
+	FS_VALID_WRITABLE_S = 1,
+	/* sizes and times of files that the host may write, too: long enough to be used at all */
+	FS_VALID_FILE_NS = 10000000,
 };
 
 /* How a file was reached decides what may be done to it, so it is part of a node. */
@@ -54,6 +59,7 @@ struct fs_node {
 	uint32_t n_children;            /* nodes whose parent it is */
 	struct fs_handle *handles;
 	struct fs_lock *locks;
+	atomic_bool locked;             /* it ever was: see fs_valid */
 	struct fs_node *next_by_id, *next_by_key;
 	struct fs_node *newer, *older;  /* of those with an fd, by last use */
 	struct fs_node *down;           /* the way that is being walked */
@@ -206,6 +212,8 @@ int fs_directory_fd(struct fs_server *server, struct fs_node *node);
 
 /* What the client is told: a hidden file loses all but its type. */
 void fs_mask(const struct fs_where *where, struct fs_stat *st);
+/* For how long the node's attributes are valid. */
+void fs_valid(const struct fs_node *node, uint64_t *s, uint32_t *ns);
 uint64_t fs_fill_ino(struct fs_server *server, uint64_t dev, uint64_t ino);
 void fs_fill_attr(struct fs_server *server, const struct fs_stat *st, struct fuse_attr *attr);
 void fs_fill_entry(struct fs_server *server, const struct fs_node *node, struct fs_stat *st,
@@ -219,7 +227,11 @@ int fs_drop_setid(struct fs_server *server, int fd);
 
 /* The owner closed the file: all its locks on it go. */
 void fs_locks_drop(struct fs_server *server, struct fs_node *node, uint64_t owner);
-/* Called with the lock. */
+/*
+ * Called with the lock: an open file is gone.  Clients say so of each owner of POSIX locks, but
+ * not of OFD locks, whose owner is the open file.
+ */
+void fs_locks_drop_handle(struct fs_server *server, struct fs_node *node, uint64_t handle);
 void fs_locks_drop_all(struct fs_server *server, struct fs_node *node);
 
 /* --- operations: 0 or -errno ------------------------------------------------------------ */

@@ -53,6 +53,9 @@ static int open_handle(struct fs_server *server, struct fs_node *node, uint32_t 
 	/* nobody writes there but the host, whose changes show in the attributes */
 	if (node->where.access == FS_READ_ONLY)
 		out->open_flags = FOPEN_KEEP_CACHE;
+	/* to the end, wherever that is */
+	if (node->where.export->foreign)
+		out->open_flags = FOPEN_DIRECT_IO;
 	return fs_handle_new(server, node, fd, false, writable, &out->fh);
 }
 

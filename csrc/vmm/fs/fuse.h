@@ -98,6 +98,7 @@ enum fuse_opcode {
 #define FUSE_WRITE_CACHE (1u << 0)
 #define FUSE_FSYNC_FDATASYNC (1u << 0)
 #define FUSE_RELEASE_FLOCK_UNLOCK (1u << 1)
+#define FOPEN_DIRECT_IO (1u << 0)
 #define FOPEN_KEEP_CACHE (1u << 1)
 
 struct fuse_in_header {

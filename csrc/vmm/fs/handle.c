@@ -18,6 +18,7 @@ int fs_handles_init(struct fs_server *server)
 {
 	if (server->max_handles > MOST_HANDLES)
 		server->max_handles = MOST_HANDLES;
+	server->next_handle = 1;
 	server->handles = calloc(server->max_handles, sizeof(struct fs_handle *));
 	server->free_slots = calloc(server->max_handles, sizeof(uint32_t));
 	if (!server->handles || !server->free_slots)
@@ -125,6 +126,7 @@ static void finish(struct fs_server *server, struct fs_handle *handle)
 	if (handle->fd >= 0)
 		close(handle->fd);
 	server->n_opened--;
+	fs_locks_drop_handle(server, handle->node, handle->id);
 	/* a lock can't outlive the file's last opening */
 	if (!handle->node->handles)
 		fs_locks_drop_all(server, handle->node);

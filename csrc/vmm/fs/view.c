@@ -186,6 +186,7 @@ static int open_export(struct reader *r, struct fs_export *export, uint64_t dev,
 		return fail(r, "export %s: statx: %s", export->path, strerror(-err));
 	fs_identify(&st, &export->root->is);
 	export->root->there = true;
+	export->foreign = fs_is_foreign(export->fd, &export->root->is, 0);
 	if ((dev || ino) && (export->root->is.dev != dev || export->root->is.ino != ino))
 		return fail(r, "export %s: it is another file now", export->path);
 	return 0;

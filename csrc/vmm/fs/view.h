@@ -69,6 +69,7 @@ struct fs_export {
 	char *path;
 	uint32_t flags;
 	int fd;                         /* O_PATH */
+	bool foreign;                   /* its file system is proc's like: sizes say nothing */
 	struct fs_place *root;
 	struct fs_place **by_inode;     /* those that existed, sorted */
 	uint32_t n_by_inode;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Process 1 of a stock kernel, and the peer of test_vsock.py: listens on
- * vsock port 1024; each stream begins with a struct task.
+ * vsock port 1024; each stream begins with a struct task.  Those to port 1025
+ * are never accepted, and yet connected.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,7 +20,7 @@
 
 #include <linux/vm_sockets.h>
 
-enum { PORT = 1024 };
+enum { PORT = 1024, UNATTENDED_PORT = 1025, BACKLOG = 1024 };
 
 enum task_kind {
 	SINK = 1,                   /* read to the end; answer: struct result, then the end */
@@ -223,11 +224,21 @@ static void load_modules(void)
 	}
 }
 
-int main(void)
+static int listen_to(uint32_t port)
 {
 	const struct sockaddr_vm here = {
-		.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = PORT,
+		.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = port,
 	};
+	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 || bind(fd, (const struct sockaddr *)&here, sizeof(here)) ||
+	    listen(fd, BACKLOG))
+		die("vsock");
+	return fd;
+}
+
+int main(void)
+{
 	int listener, fd;
 
 	setlinebuf(stdout);
@@ -236,10 +247,8 @@ int main(void)
 	load_modules();
 	if (mount("sysfs", "/sys", "sysfs", 0, NULL))
 		die("/sys");
-	listener = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (listener < 0 || bind(listener, (const struct sockaddr *)&here, sizeof(here)) ||
-	    listen(listener, 1024))
-		die("vsock");
+	listen_to(UNATTENDED_PORT);
+	listener = listen_to(PORT);
 	printf("vsock_peer: listening\n");
 	while ((fd = accept(listener, NULL, NULL)) >= 0) {
 		if (!fork()) {

@@ -310,17 +310,18 @@ def test_locks_hold_across_the_boundary(host: Path, guest: Path, kind: str) -> N
 @pytest.mark.parametrize("kind", ["flock", "posix"])
 def test_a_lock_is_waited_for(host: Path, guest: Path, kind: str) -> None:
     (host / "f").write_bytes(b"x" * 200)
-    with locker(host / "f", kind) as first, locker(guest / "f", kind) as second:
+    with locker(host / "f", kind) as first:
         assert first.stdout is not None
-        assert second.stdout is not None
         assert first.stdout.readline() == "locked\n"
-        # the server goes on meanwhile
-        for number in range(20):
-            (guest / str(number)).write_bytes(b"on")
-        assert second.poll() is None
-        first.communicate("")
-        assert second.stdout.readline() == "locked\n"
-        second.communicate("")
+        with locker(guest / "f", kind) as second:
+            assert second.stdout is not None
+            # the server goes on meanwhile
+            for number in range(20):
+                (guest / str(number)).write_bytes(b"on")
+            assert second.poll() is None
+            first.communicate("")
+            assert second.stdout.readline() == "locked\n"
+            second.communicate("")
 
 
 def test_posix_locks_are_the_process_s(guest: Path) -> None:
@@ -337,6 +338,28 @@ def test_posix_locks_are_the_process_s(guest: Path) -> None:
                 [sys.executable, "-c", other], capture_output=True, check=False
             ).returncode
         subprocess.run([sys.executable, "-c", other], check=True)
+
+
+def test_ofd_locks_are_the_open_file_s(host: Path, guest: Path) -> None:
+    (host / "f").write_bytes(b"x" * 100)
+    ofd_setlk = 37
+    whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with open(guest / "f", "r+b") as one, open(guest / "f", "r+b") as two:
+        fcntl.fcntl(one, ofd_setlk, whole)
+        with pytest.raises(BlockingIOError):
+            fcntl.fcntl(two, ofd_setlk, whole)
+        with open(host / "f", "r+b") as other, pytest.raises(BlockingIOError):
+            fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        one.close()
+        # closing tells the server after the program has gone on
+        for _ in range(100):
+            try:
+                fcntl.fcntl(two, ofd_setlk, whole)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        else:
+            pytest.fail("the lock outlives its open file")
 
 
 def test_who_holds_a_lock_can_be_asked(host: Path, guest: Path) -> None:

@@ -1,0 +1,190 @@
+"""A sandbox in a microVM of its own: ``nsrun vm exec`` is a process of this one's.
+
+What it tells of the command comes as JSON lines; signals go to it by a pipe, whose end ends
+the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from cowork_nsrun import _native
+from cowork_nsrun._native import PlanFlag
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.plan import Plan
+from cowork_nsrun.program import find_program
+
+CHUNK = 1 << 12
+# what this side does instead: it starts the machine with few descriptors and no ignored signals
+OURS = PlanFlag.DEFAULT_SIGNALS | PlanFlag.CLOSE_FDS | PlanFlag.TELL_EXEC
+
+
+class MachineChild(_native.Child):
+    """As :class:`_native.Child`; pids are the guest's, and so not told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._status = self._life = self._pidfd = -1
+        self._heard = b""
+        self._started = False
+        self._ending: dict[str, Any] = {}
+
+    def start_machine(self, plan: Plan, stdio: tuple[int, int, int]) -> None:
+        """Start it.
+
+        Raises:
+            NsrunError: not at all.
+        """
+        with ExitStack() as theirs:
+            self._status, status = os.pipe()
+            theirs.callback(os.close, status)
+            life, self._life = os.pipe()
+            theirs.callback(os.close, life)
+            data = os.memfd_create("nsrun-plan")
+            theirs.callback(os.close, data)
+            os.set_blocking(self._status, False)
+            words = ["--plan", data, "--status-fd", status, "--life-fd", life]
+            try:
+                _write(data, _for_machine(plan))
+                self._process = subprocess.Popen(
+                    [find_program(), "vm", "exec", *map(str, words)],
+                    stdin=stdio[0],
+                    stdout=stdio[1],
+                    stderr=stdio[2],
+                    pass_fds=[data, status, life, *plan.fds],
+                    start_new_session=True,
+                )
+                self._pidfd = os.pidfd_open(self._process.pid)
+            except OSError as error:
+                self.close()
+                raise NsrunError(
+                    f"can't start a microVM: {error}", errno=error.errno or 0
+                ) from error
+
+    @property
+    def fd(self) -> int:
+        """Readable when :meth:`read` has something."""
+        return self._status if self._status >= 0 else self._pidfd
+
+    @property
+    def exec_fd(self) -> int:
+        """Not told."""
+        return -1
+
+    def read(self) -> bool:
+        """True once the command has ended.
+
+        Raises:
+            NsrunError: it could not be run, or the machine died.
+        """
+        if self._status >= 0 and not self._read_records():
+            return False
+        if self._process is None or self._process.poll() is None:
+            return False
+        if "error" in self._ending:
+            raise NsrunError(
+                self._ending["error"],
+                step=self._ending["step"],
+                path=self._ending["path"],
+                errno=self._ending["errno"],
+            )
+        if "exit" not in self._ending and self._process.returncode >= 0:
+            raise NsrunError(f"the microVM ended with status {self._process.returncode}")
+        return True
+
+    def _read_records(self) -> bool:
+        """Take what is there; True at the end."""
+        with suppress(BlockingIOError):
+            while data := os.read(self._status, CHUNK):
+                self._heard += data
+            os.close(self._status)
+            self._status = -1
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
+            record = json.loads(line)
+            if "started" in record:
+                self._started = True
+            else:
+                self._ending = record
+        return self._status < 0
+
+    @property
+    def exit_status(self) -> int:
+        """0-255; 128+n for signal n."""
+        if "exit" in self._ending:
+            return int(self._ending["exit"])
+        code = 0 if self._process is None else self._process.returncode
+        return code if code >= 0 else 128 - code
+
+    @property
+    def timed_out(self) -> bool:
+        """Its deadline ended it."""
+        return bool(self._ending.get("timed_out"))
+
+    @property
+    def exec_seen(self) -> bool:
+        """The command has been started."""
+        return self._started
+
+    @property
+    def spawn_ns(self) -> int | None:
+        """Not known."""
+        return None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that stands for the command: what it is in the guest means nothing."""
+        return self._process.pid if self._process is not None and self._started else 0
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Of the command alone, as its guest counts it."""
+        return int(self._ending.get("cpu_ns", 0)), int(self._ending.get("peak", 0))
+
+    def signal(self, number: int) -> bool:
+        """SIGKILL ends the machine; another signal goes to every process of the command."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        if number == signal.SIGKILL:
+            self._process.kill()
+            return True
+        try:
+            os.write(self._life, bytes([number]))
+        except BrokenPipeError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the machine and wait for it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Give the descriptors back, and kill nothing."""
+        for fd in (self._status, self._life, self._pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self._status = self._life = self._pidfd = -1
+
+
+def _write(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+
+
+def _for_machine(plan: Plan) -> bytes:
+    native = _native.Plan()
+    native.read(plan.to_bytes())
+    native.set_number(_native.Number.FLAGS, plan.flags & ~OURS)
+    return native.write()
