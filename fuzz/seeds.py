@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 LINES = (
@@ -230,6 +230,8 @@ def fuse(requests: tuple[tuple[int, int, bytes], ...]) -> bytes:
         head = struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, node, 0, 0, 0, 0)
         whole += struct.pack("<H", 40 + len(body)) + head + body
     return whole
+
+
 def frame(kind: int, payload: bytes) -> bytes:
     return struct.pack("<2I", kind, len(payload)) + payload
 
@@ -256,9 +258,6 @@ def agents() -> list[bytes]:
     return found + [struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6)]
 
 
-def main(directory: Path, towrite: Path) -> int:
-    fuses = [fuse(requests) for requests in FUSES]
-    for name, inputs in (("virtqueue", virtqueues()), ("mmio", mmios()), ("fuse", fuses)):
 def saved_device(status: int, ready: int) -> bytes:
     """The random number device, by its registers, its one queue and no state of its own."""
     registers = struct.pack("<6I2QBI", 4, status, 1, 0, 0, 0, 1 << 32, 1 << 32, status == 15, 1)
@@ -286,27 +285,29 @@ def snapshots() -> Iterator[bytes]:
 
 
 def main(directory: Path, towrite: Path) -> int:
-    made = (("virtqueue", virtqueues()), ("mmio", mmios()), ("snapshot", snapshots()))
-    for name, inputs in made:
+    made: dict[str, Iterable[bytes]] = {
+        "argv": (),
+        "plan": (),
+        "hand": (hand(*parts) for parts in HANDS),
+        "agent": agents(),
+        "virtqueue": virtqueues(),
+        "mmio": mmios(),
+        "snapshot": snapshots(),
+        "vsock": VSOCKS,
+        "fuse": map(fuse, FUSES),
+    }
+    for name, inputs in made.items():
         (directory / name).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):
             (directory / name / str(number)).write_bytes(data)
-    for name in ("argv", "plan", "hand", "agent", "vsock"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    for number, parts in enumerate(HANDS):
-        (directory / "hand" / str(number)).write_bytes(hand(*parts))
-    for number, said in enumerate(agents()):
-        (directory / "agent" / str(number)).write_bytes(said)
-    for number, actions in enumerate(VSOCKS):
-        (directory / "vsock" / str(number)).write_bytes(actions)
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)
         (directory / "argv" / str(number)).write_bytes(data)
         # data that is read while parsing is not there: those lines give no plan
-        made = subprocess.run([towrite, *words], capture_output=True, check=False)
-        if made.returncode == 0:
-            (directory / "plan" / str(number)).write_bytes(made.stdout)
+        done = subprocess.run([towrite, *words], capture_output=True, check=False)
+        if done.returncode == 0:
+            (directory / "plan" / str(number)).write_bytes(done.stdout)
     return 0 if list((directory / "plan").iterdir()) else 1
 
 
