@@ -411,6 +411,7 @@ static void drop(struct nsr_command *command)
 {
 	if (command->job >= 0)
 		close(command->job);
+	nsr_loop_close(&command->line);
 	nsr_control_close(&command->control);
 	free(command->settings);
 	free(command);
