@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-
 from net_servers import sender, tcp_server
 
 from cowork_nsrun import PIPE, NsrunError, Sandbox, TimeoutExpired, popen
