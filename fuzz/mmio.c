@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * mmio: a driver that writes anything to any register of the transport, with random numbers
- * and a disk behind it, and rings of its own making.
+ * mmio: a driver that writes anything to any register of the transport, with random numbers,
+ * a disk and a balloon behind it, and rings of its own making.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -13,6 +13,7 @@
 
 /* the disk's thread is called by hand here */
 #include "../csrc/vmm/blk.c"
+#include "../csrc/vmm/balloon.h"
 #include "../csrc/vmm/loop.h"
 #include "../csrc/vmm/mmio.h"
 #include "../csrc/vmm/rng.h"
@@ -86,10 +87,11 @@ static void make(void)
 {
 	struct vmm_blk_option option = { .fd = file_of(SECTORS * SECTOR), .cow = file_of(0) };
 
-	vm.memory.region[0] = (struct vmm_region){ .size = MEMORY, .host = malloc(MEMORY) };
+	vm.memory.region[0] = (struct vmm_region){ .size = MEMORY, .host = aligned_alloc(4096, MEMORY) };
 	vm.memory.n = 1;
 	vmm_mmio_attach(&vm, NULL, vmm_rng_new());
 	vmm_mmio_attach(&vm, NULL, vmm_blk_new(&option));
+	vmm_mmio_attach(&vm, NULL, vmm_balloon_new());
 }
 
 /* Let the devices work, as their threads would. */
@@ -113,7 +115,7 @@ struct step {
 
 static void take(const struct step *step)
 {
-	uint64_t gpa = VMM_MMIO_BASE + step->device % 3 * VMM_MMIO_SIZE + step->at % VMM_MMIO_SIZE;
+	uint64_t gpa = VMM_MMIO_BASE + step->device % 4 * VMM_MMIO_SIZE + step->at % VMM_MMIO_SIZE;
 	uint64_t value = step->value;
 	uint8_t bytes[8];
 

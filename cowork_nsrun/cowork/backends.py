@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cowork_nsrun import selection
@@ -20,8 +20,7 @@ from cowork_nsrun.limits import Group
 from cowork_nsrun.probe import VARIABLE, ask_program
 from cowork_nsrun.remedies import remedy, this_system
 from cowork_nsrun.selection import select
-
-NO_MICROVM = "this service has no microVM yet; set COWORK_VM_BACKEND=bwrap"
+from cowork_nsrun.spec import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class Command:
         cwd: a directory of the host, for one that doesn't.
         domains: the only ones that it may reach; None: the host's network.
         group: what holds its session's limits; None: nothing does, or there are none.
+        limits: those of its session, for a backend that holds them by itself.
     """
 
     argv: tuple[str, ...]
@@ -43,6 +43,12 @@ class Command:
     cwd: str
     domains: tuple[str, ...] | None = None
     group: Group | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def session(self) -> str:
+        """Its session's name."""
+        return self.layout.session
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +99,13 @@ class Backend(Protocol):
         name: as the log and ``nsrun sessions`` call it.
         sandboxed: commands have a view of their own, in which guest paths are real.
         connect_delay: seconds until the "guest" is there.
+        host_limits: cgroups of the host hold a session's limits.
     """
 
     name: str
     sandboxed: bool
     connect_delay: float
+    host_limits: bool
 
     def problem(self) -> str | None:
         """Why nothing can be started; None: it can."""
@@ -109,12 +117,16 @@ class Backend(Protocol):
             NsrunError: it can't be started; nothing is left.  What is returned raises it, too.
         """
 
+    def end(self, session: str | None) -> None:
+        """A session is over, and what is kept for it ends, in any thread; None: all are."""
+
 
 class Unavailable:
     """The backend of a system that has none: says so, each time."""
 
     sandboxed = True
     connect_delay = 0.0
+    host_limits = False
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -131,6 +143,9 @@ class Unavailable:
             NsrunError: always.
         """
         raise NsrunError(self._reason)
+
+    def end(self, session: str | None) -> None:
+        """Nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +184,10 @@ def decide(override: str | None) -> Choice:
         confined = ask_program("host", allow_host=True)["landlock"].ok
         return Choice("host", word, known, confined=confined)
     if word.lower() == "kvm":
-        return Choice("kvm", word, known, f"{VARIABLE} asks for kvm: {NO_MICROVM}")
+        found = select("kvm")
+        if found.backend is selection.Backend.KVM:
+            return Choice("kvm", word, known)
+        return Choice("kvm", word, known, found.reason, found.remedy)
     return _found(word, known)
 
 
@@ -178,7 +196,7 @@ def _found(word: str, known: bool) -> Choice:
     if found.backend in {selection.Backend.NAMESPACES, selection.Backend.BWRAP}:
         return Choice("bwrap", word, known)
     if found.backend is selection.Backend.KVM:
-        return Choice("kvm", word, known, f"{found.reason}: {NO_MICROVM}", found.remedy)
+        return Choice("kvm", word, known)
     if found.backend is selection.Backend.HOST:
         return Choice(
             "host", word, known, help_name=found.remedy, confined=True, instead=found.reason
@@ -199,6 +217,11 @@ def make(choice: Choice) -> Backend:
         _say_help(choice)
         log.error("'nsrun doctor' says more; %s=host runs commands without isolation", VARIABLE)
         return Unavailable(choice.name, f"no sandbox can be made here: {choice.problem}")
+    if choice.name == "kvm":
+        from cowork_nsrun.cowork.machines import MachineBackend  # noqa: PLC0415
+
+        log.debug("Backend: kvm")
+        return MachineBackend()
     if choice.name == "host":
         _say_host(choice)
         return HostBackend(choice.confined)

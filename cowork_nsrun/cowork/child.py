@@ -155,11 +155,7 @@ class Child:
     async def live(self, start: Start) -> None:
         """Start it, carry its streams, tell its end; whatever happens, it has ended then."""
         try:
-            try:
-                running = await start()
-            except NsrunError as error:
-                self.fail(error.text)
-                return
+            running = await start()
             try:
                 exit_event = await self._attend(running)
             finally:
@@ -167,6 +163,9 @@ class Child:
                     self._killer.cancel()
                 await running.close()
             self._tell(exit_event)
+        except NsrunError as error:
+            # it could not be started, or what ran it is gone
+            self.fail(error.text)
         except asyncio.CancelledError:
             self.fail("the service ends")
             raise

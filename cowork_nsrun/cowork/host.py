@@ -29,6 +29,7 @@ class HostBackend:
     name = "host"
     sandboxed = False
     connect_delay = 0.5
+    host_limits = True
 
     def __init__(self, confined: bool) -> None:
         self._confined = confined
@@ -66,6 +67,9 @@ class HostBackend:
             return partial(
                 start_sandboxed, command, spec, dict(command.environment), stack.pop_all()
             )
+
+    def end(self, session: str | None) -> None:
+        """Nothing is kept."""
 
 
 def _operations(layout: Layout, stack: ExitStack) -> Iterator[Operation]:

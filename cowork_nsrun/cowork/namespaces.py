@@ -60,6 +60,7 @@ class NamespaceBackend:
     name = "bwrap"
     sandboxed = True
     connect_delay = 0.0
+    host_limits = True
 
     def problem(self) -> str | None:
         """Nothing is known to be wrong before it is tried."""
@@ -79,6 +80,9 @@ class NamespaceBackend:
                 spec = spec.replace(egress=egress, unshare=spec.unshare | {Namespace.NET})
                 env |= proxy_environment()
             return partial(start_sandboxed, command, spec, env, stack.pop_all())
+
+    def end(self, session: str | None) -> None:
+        """Nothing is kept."""
 
 
 async def start_sandboxed(

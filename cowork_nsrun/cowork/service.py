@@ -178,6 +178,7 @@ class Service:
             _, late = await asyncio.wait(ends, timeout=STOP_PATIENCE)
             for task in late:
                 task.cancel()
+        await asyncio.to_thread(self.backend.end, None)
         self.hub.emit(protocol.NetworkStatus("disconnected"))
 
     async def settle(self, seconds: float) -> None:
@@ -221,8 +222,9 @@ class Service:
         try:
             collected = prepare(paths, collected)
             command = self._command(params, collected)
-            group = session.group.enter(params.id, self._limits)
-            return collected, self.backend.prepare(replace(command, group=group))
+            limits = self._limits
+            group = session.group.enter(params.id, limits) if self.backend.host_limits else None
+            return collected, self.backend.prepare(replace(command, group=group, limits=limits))
         except programs.NotFound:
             return collected, None
         except (NsrunError, OSError) as error:
@@ -438,6 +440,7 @@ class Service:
                     raise RequestError("the session is running")
                 await asyncio.to_thread(self._settings.storage.delete, name)
                 self._sessions.forget(name)
+                await asyncio.to_thread(self.backend.end, name)
                 deleted.append(name)
             except NsrunError as error:
                 errors[name] = error.text

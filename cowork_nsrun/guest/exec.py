@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from cowork_nsrun.guest.agent import Command, Settings
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.standin import Forwarding, relay
 from cowork_nsrun.plan import Extras, Plan
 
@@ -35,6 +37,7 @@ class Request:
         size: of the machine.
         limits: of the command.
         status_fd: gets a JSON object a line of what happens; -1: nobody asks.
+        loopback: with the host's network, the guest reaches its 127.0.0.1 as 10.0.2.2.
         life_fd: its end ends everything, and bytes are signals to send; -1: there is none.
     """
 
@@ -43,6 +46,7 @@ class Request:
     size: Size = field(default_factory=Size)
     limits: Limits = field(default_factory=Limits)
     status_fd: int = -1
+    loopback: bool = False
     life_fd: int = -1
 
 
@@ -82,7 +86,12 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     translation = translate(plan)
     with (
         Forwarding() as forwarding,
-        Machine(request.kernel, request.size, network=translation.network) as machine,
+        Machine(
+            request.kernel,
+            request.size,
+            network=translation.network,
+            loopback=request.loopback,
+        ) as machine,
     ):
         if request.life_fd >= 0:
             forwarding.watch(request.life_fd)
@@ -90,10 +99,11 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
             machine.wait_ready()
             if translation.hold is not None:
                 os.read(translation.hold, 1)
-            settings = _settings(request.limits.within(translation.limits))
+            settings = own_settings(request.limits.within(translation.limits))
             with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
                 status = relay(command, lambda: tell({"started": True}))
+            _say_lost(machine.network)
         except NsrunError as error:
             raise machine.explain(error) from None
     usage = command.usage
@@ -103,7 +113,14 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     return status
 
 
-def _settings(limits: Limits) -> Settings:
+def _say_lost(network: Network | None) -> None:
+    """A command is never offline without a word."""
+    failure = network.failure() if network is not None else None
+    if failure is not None:
+        sys.stderr.write(f"nsrun: the command lost its network: {failure.text}\n")
+
+
+def own_settings(limits: Limits) -> Settings:
     """This process's ids; the guest gets the time and fresh entropy."""
     old = os.umask(0)
     os.umask(old)

@@ -24,6 +24,7 @@ NEEDED: Mapping[str, str] = {
 }
 #: what is loaded where the kernel has it
 WELCOME: Mapping[str, str] = {
+    "virtio_balloon": "VIRTIO_BALLOON",
     "virtio_rng": "HW_RANDOM_VIRTIO",
     "virtio_blk": "VIRTIO_BLK",
     "overlay": "OVERLAY_FS",

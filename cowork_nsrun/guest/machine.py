@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest import cache, template
 from cowork_nsrun.guest.agent import Agent, Command, Settings
 from cowork_nsrun.guest.compile import Translation
 from cowork_nsrun.guest.image import prepare
-from cowork_nsrun.guest.kernel import choose
+from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import GuestError, Monitor, StreamRefused, find_beside
 from cowork_nsrun.guest.vmm import Settings as MonitorSettings
+
+log = logging.getLogger(__name__)
 
 #: of a guest's memory, in MiB: what it never touches costs nothing
 MEMORY_MIB = 1024
@@ -70,6 +75,10 @@ class Machine(Closing):
         kernel: an image to boot; by default the first fit one that is found.
         size: memory and processors.
         network: whether it reaches what this process reaches.
+        loopback: and the host's 127.0.0.1, as 10.0.2.2.
+
+    It is a clone of a template, if there is one; else it boots, and once it is ready becomes
+    the template of those that come after it.
 
     Raises:
         NsrunError: there is no fit kernel, or it can't be started.
@@ -81,24 +90,65 @@ class Machine(Closing):
         size: Size | None = None,
         *,
         network: bool = False,
+        loopback: bool = False,
     ) -> None:
         size = size or Size()
-        with ExitStack() as on_error:
-            self.network = on_error.enter_context(Network()) if network else None
-            with (
-                prepare(choose(kernel), find_beside("nsrun-agent"), network=network) as image,
-                _view(()) as view,
-            ):
-                settings = MonitorSettings(
-                    memory_mib=size.memory(),
-                    cpus=size.processors(),
-                    cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
-                    shares={_TAG: view},
-                    network=self.network,
-                )
-                self.monitor = Monitor(image, settings)
+        found, agent = choose(kernel), find_beside("nsrun-agent")
+        with ExitStack() as on_error, _view(()) as view:
+            self.network = Network(loopback=loopback) if network else None
+            on_error.callback(self._close_network)
+            settings = MonitorSettings(
+                memory_mib=size.memory(),
+                cpus=size.processors(),
+                cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
+                shares={_TAG: view},
+                network=self.network,
+            )
+            self._template: str | None = template.key(found, agent, settings)
+            self.monitor = self._restored(settings) or self._booted(found, agent, settings)
             on_error.pop_all()
         self.agent = Agent(self.monitor.connect)
+        self._sharing = threading.Lock()
+        self._numbers: dict[tuple[Export, ...], int] = {}
+
+    def _booted(self, kernel: Kernel, agent: Path, settings: MonitorSettings) -> Monitor:
+        with prepare(kernel, agent, network=self.network is not None) as image:
+            return Monitor(image, replace(settings, network=self.network))
+
+    def _restored(self, settings: MonitorSettings) -> Monitor | None:
+        """A clone, or None; then a template is wanted."""
+        assert self._template is not None
+        file = cache.found(template.KIND, self._template)
+        if file is None:
+            return None
+        with file:
+            monitor = template.Template(file, settings).restore()
+        try:
+            monitor.wait_running()
+        except GuestError as error:
+            log.warning("a template is of no use, and is removed: %s", error)
+            cache.drop(template.KIND, self._template)
+            monitor.close()
+            if self.network is not None:
+                # the one that there was went with the monitor
+                self.network.close()
+                self.network = Network()
+            return None
+        self._template = None
+        return monitor
+
+    def _keep(self) -> None:
+        """It is as new: others can begin here."""
+        key, self._template = self._template, None
+        if key is None:
+            return
+        try:
+            cache.keep(template.KIND, key, self._save)
+        except GuestError as error:
+            log.info("no template was made: %s", error)
+
+    def _save(self, file: BinaryIO) -> None:
+        template.Template.save(self.monitor, file)
 
     def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
         """Wait until the agent listens.
@@ -118,6 +168,7 @@ class Machine(Closing):
                         self.monitor.console,
                     ) from None
             else:
+                self._keep()
                 return
             time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
             tries += 1
@@ -137,21 +188,30 @@ class Machine(Closing):
         Raises:
             NsrunError: the guest can't be given it.
         """
-        first = 0
-        if translation.exports:
-            try:
-                with _view(translation.exports) as view:
-                    first = self.monitor.export(view)
-            except ValueError as error:
-                raise NsrunError(str(error)) from None
         return self.agent.start(
-            translation.plan(first),
+            translation.plan(self._shared(translation.exports)),
             settings,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             terminal=terminal,
         )
+
+    def _shared(self, exports: tuple[Export, ...]) -> int:
+        """The number of the first of them; what was shared before is not shared again."""
+        with self._sharing:
+            if exports and exports not in self._numbers:
+                try:
+                    with _view(exports) as view:
+                        self._numbers[exports] = self.monitor.export(view)
+                except ValueError as error:
+                    raise NsrunError(str(error)) from None
+            return self._numbers.get(exports, 0)
+
+    @property
+    def alive(self) -> bool:
+        """It has not ended yet."""
+        return self.monitor.wait(0) is None
 
     def explain(self, error: NsrunError) -> NsrunError:
         """The guest's death, if that is what an error of the agent's is about."""
@@ -163,5 +223,8 @@ class Machine(Closing):
     def close(self) -> None:
         """End it at once: nothing in it is worth more than the host's files."""
         self.monitor.close()
+        self._close_network()
+
+    def _close_network(self) -> None:
         if self.network is not None:
             self.network.close()

@@ -72,10 +72,6 @@ def test_05_a_slow_request_does_not_block(daemon: Daemon) -> None:
     assert not tree.exists()
 
 
-def test_05_stop_on_kvm(lack: Lack) -> None:
-    lack("cowork check 5: there is no microVM backend to stop yet")
-
-
 @pytest.mark.parametrize(
     "bad", [b"{", b"", b"\xff\xfe", b'{"method":"isRunning"', b"nonsense", b"{}" * 3]
 )

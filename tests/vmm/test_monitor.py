@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from vmmlib import (
@@ -37,6 +38,7 @@ from vmmlib import (
 from cowork_nsrun.guest.view import Export, view_bytes
 
 Guest = Callable[[str], Path]
+Lack = Callable[[str], NoReturn]
 POWER_OFF, CRASHED, BROKEN = 1, 2, 3
 MIB = 1 << 20
 
@@ -297,10 +299,11 @@ def test_nothing_is_left_of_a_killed_monitor(guest: Guest) -> None:
         assert machine.receive() is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_without_the_right_to_use_kvm(guest: Guest, open_directory: Path) -> None:
+def test_without_the_right_to_use_kvm(guest: Guest, open_directory: Path, lack: Lack) -> None:
+    if os.geteuid() != 0:
+        lack("the monitor without the right to use KVM: only root becomes another user")
     if os.stat("/dev/kvm").st_mode & 0o006:
-        pytest.skip("every user may use /dev/kvm here")
+        lack("the monitor without the right to use KVM: every user may here")
     program = open_directory / "nsrun-vmm"
     program.write_bytes(VMM.read_bytes())
     program.chmod(0o755)

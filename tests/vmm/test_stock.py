@@ -5,6 +5,7 @@ It needs a KVM that runs ordinary kernels, and is run in the bed.
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from vmmlib import (
     RESUMED,
     RUNNING,
     Ended,
+    Monitor,
     Record,
     monitor,
 )
@@ -134,6 +136,13 @@ def test_reboot_is_the_end(boot: Boot) -> None:
     assert "init: done" in ended.lines
 
 
+def wait_for(machine: Monitor, text: str) -> None:
+    """Until the guest has said that."""
+    while text not in machine.console.read_text(errors="replace"):
+        assert machine.process.poll() is None
+        time.sleep(0.05)
+
+
 def test_streams_are_refused_by_a_guest_that_does_not_listen(images: image.Image) -> None:
     """Its driver is up then, and answers."""
     cmdline = f"{CMDLINE} end=never"
@@ -146,9 +155,7 @@ def test_streams_are_refused_by_a_guest_that_does_not_listen(images: image.Image
         monitor(kernel, "--vsock", "3", cmdline=cmdline, initrd=initrd) as machine,
     ):
         machine.expect(RUNNING)
-        while "init: done" not in machine.console.read_text(errors="replace"):
-            assert machine.process.poll() is None
-            time.sleep(0.05)
+        wait_for(machine, "init: done")
         machine.send(CONNECT, 1024, 5, [theirs.fileno()])
         assert machine.expect(REFUSED) == Record(REFUSED, 1024, 5)
         machine.send(PAUSE)
@@ -157,3 +164,32 @@ def test_streams_are_refused_by_a_guest_that_does_not_listen(images: image.Image
         machine.expect(RESUMED)
         machine.control.close()
         assert machine.process.wait(HANG) == 0
+
+
+def memory_of(machine: Monitor) -> int:
+    """KiB of the monitor, the guest's pages among them."""
+    status = Path(f"/proc/{machine.process.pid}/status").read_text()
+    return int(re.findall(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)[0])
+
+
+@pytest.mark.parametrize("balloon", [True, False])
+def test_free_pages_come_back(images: image.Image, balloon: bool) -> None:
+    """The guest uses 100 MiB and frees them; without the device the host does not see that."""
+    cmdline = f"{CMDLINE} end=never use=memory"
+    kernel = Path(f"/proc/self/fd/{images.vmlinux.fileno()}")
+    initrd = Path(f"/proc/self/fd/{images.initramfs.fileno()}")
+    options = ["--balloon"] if balloon else []
+    with monitor(kernel, *options, cmdline=cmdline, initrd=initrd) as machine:
+        machine.expect(RUNNING)
+        wait_for(machine, "memory: used")
+        most = memory_of(machine)
+        assert most > 100 << 10
+        wait_for(machine, "init: done")
+        if balloon:
+            while memory_of(machine) > most - (60 << 10):
+                assert machine.process.poll() is None
+                time.sleep(0.1)
+        else:
+            # the guest's kernel reports every two seconds
+            time.sleep(5)
+            assert memory_of(machine) > most - (10 << 10)

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
@@ -107,6 +108,24 @@ static void try_disk(const char *path)
 	close(fd);
 }
 
+/* Much memory, used and given back; the guest's kernel tells that it is free. */
+static void use_memory(size_t mib)
+{
+	char *memory = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED) {
+		printf("memory: %s\n", strerror(errno));
+		return;
+	}
+	memset(memory, 0x5a, mib << 20);
+	printf("memory: used\n");
+	/* what it had at its most is looked at outside */
+	sleep(1);
+	munmap(memory, mib << 20);
+	printf("memory: free\n");
+}
+
 /* All processors at once, so that each is seen to run. */
 static void try_cpus(void)
 {
@@ -143,6 +162,8 @@ int main(void)
 	try_rng();
 	try_disk("/dev/vda");
 	try_disk("/dev/vdb");
+	if (strstr(cmdline, "use=memory"))
+		use_memory(100);
 	say_interrupts();
 	printf("init: done\n");
 	/* what waits for the port would be lost */
