@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -33,6 +34,8 @@ from vmmlib import (
 Guest = Callable[[str], Path]
 MIB = 1 << 20
 PAGE = 4096
+#: of clones, at random moments
+KILLS = int(os.environ.get("NSRUN_KILLS", "20"))
 HEADER = 24
 #: bytes behind the header
 CLOCK_AT, CLOCK_BYTES = 8, 48
@@ -392,6 +395,23 @@ def test_what_is_killed(counting: tuple[Path, int], tmp_path: Path) -> None:
         for clone in (second, third):
             wait_for(clone, len(lines(clone)) + 3)
             clone.close()
+
+
+def test_killed_at_any_time(counting: tuple[Path, int], tmp_path: Path) -> None:
+    """Nothing of a clone stays with the zygote, whenever it was killed."""
+    drawn = random.Random(5)
+    with zygote(counting[0], tmp_path) as mother:
+        mother.fork().close()
+        fds = Path(f"/proc/{mother.process.pid}/fd")
+        before = sorted(os.readlink(path) for path in fds.iterdir())
+        for _ in range(KILLS):
+            clone = mother.fork()
+            time.sleep(drawn.random() / 50)
+            os.kill(clone.pid, signal.SIGKILL)
+            clone.close()
+        assert sorted(os.readlink(path) for path in fds.iterdir()) == before
+        children = Path(f"/proc/{mother.process.pid}/task/{mother.process.pid}/children")
+        assert children.read_text() == ""
 
 
 def test_a_paused_clone_is_saved_again(counting: tuple[Path, int], tmp_path: Path) -> None:
