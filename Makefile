@@ -10,7 +10,7 @@ STEPS ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test soak kvm-test kvm-soak bench check fuzz clean
+.PHONY: help build run test fs-test soak kvm-test kvm-soak bench check fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ run: build ## Build and test the example in a sandbox, or run CMD='...' in one
 test: ## Run all tests
 	@scripts/setup test
 	@.venv/bin/pytest
+
+fs-test: ## All tests of the file server, under address and thread sanitizers
+	@scripts/setup test
+	@NSRUN_FS_FULL=1 NSRUN_FS_SANITIZER=address .venv/bin/pytest tests/fs
+	@NSRUN_FS_FULL=1 NSRUN_FS_SANITIZER=thread .venv/bin/pytest tests/fs
 
 soak: ## Spawn 20000 sandboxes, or SPAWNS=n, and count what they leave
 	@scripts/setup test
@@ -55,7 +60,8 @@ check: ## Lint, formatting, types
 	@.venv/bin/mypy tests/python tests/soak examples/*.py
 	@.venv/bin/mypy tests/cowork
 	@.venv/bin/mypy tests/vmm
-	@.venv/bin/mypy tests/guest
+	@.venv/bin/mypy tests/fs
+	@.venv/bin/mypy tests/guest tests/python/leftovers.py
 	@.venv/bin/mypy -p tests.kvmbed
 	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run
 	@shellcheck -s dash tests/kvmbed/init tests/kvmbed/main

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 LINES = (
@@ -169,6 +169,95 @@ def packed(steps: Sequence[tuple[int, ...]]) -> bytes:
     return b"".join(struct.pack("<BBHI", *step) for step in steps)
 
 
+# opcodes of FUSE, the node, and what follows the header; nodes count from 1, the root
+FUSE_TOP = (1, 1, b"0\0")
+FUSE_HANDLE = 1 << 20
+FUSE_IO = struct.pack("<QQIIQII", FUSE_HANDLE, 0, 100, 0, 0, 0, 0)
+FUSES: tuple[tuple[tuple[int, int, bytes], ...], ...] = (
+    (FUSE_TOP, (1, 2, b"s\0"), (14, 3, bytes(8)), (13, 2, struct.pack("<Q", 3) + b"alias\0")),
+    (
+        FUSE_TOP,
+        (35, 2, struct.pack("<IIII", 2, 0o644, 0, 0) + b"new\0"),
+        (16, 3, struct.pack("<QQIIQII", FUSE_HANDLE, 0, 4, 0, 0, 0, 0) + b"data"),
+        (15, 3, FUSE_IO),
+        (46, 3, struct.pack("<QQII", FUSE_HANDLE, 0, 3, 0)),
+        (43, 3, struct.pack("<QQQII", FUSE_HANDLE, 0, 4096, 0, 0)),
+        (47, 3, struct.pack("<7Q", FUSE_HANDLE, 0, 3, FUSE_HANDLE, 8, 4, 0)),
+        (32, 3, struct.pack("<QQQQIIII", FUSE_HANDLE, 7, 0, 9, 1, 0, 0, 0)),
+        (31, 3, struct.pack("<QQQQIIII", FUSE_HANDLE, 8, 0, 9, 1, 0, 0, 0)),
+        (4, 3, struct.pack("<II10QI", 9, 0, 0, 2, *(8 * (0,)), 0o640) + bytes(20)),
+        (25, 3, struct.pack("<QIIQ", FUSE_HANDLE, 0, 0, 7)),
+        (18, 3, struct.pack("<QIIQ", FUSE_HANDLE, 0, 0, 0)),
+        (10, 2, b"new\0"),
+    ),
+    (
+        FUSE_TOP,
+        (27, 2, bytes(8)),
+        (44, 2, struct.pack("<QQIIQII", FUSE_HANDLE, 0, 4000, 0, 0, 0, 0)),
+        (28, 2, struct.pack("<QQIIQII", FUSE_HANDLE, 0, 4000, 0, 0, 0, 0)),
+        (29, 2, struct.pack("<QIIQ", FUSE_HANDLE, 0, 0, 0)),
+        (42, 0, struct.pack("<II4Q", 2, 0, 2, 1, 3, 1)),
+    ),
+    (
+        FUSE_TOP,
+        (9, 2, struct.pack("<II", 0o755, 0) + b"n\0"),
+        (9, 3, struct.pack("<II", 0o755, 0) + b"m\0"),
+        (6, 2, b"link\0target\0"),
+        (5, 4, b""),
+        (45, 2, struct.pack("<QII", 3, 0, 0) + b"link\0moved\0"),
+        (12, 2, struct.pack("<Q", 2) + b"p\0x\0"),
+        (8, 2, struct.pack("<IIII", 0o10644, 0, 0, 0) + b"fifo\0"),
+        (51, 2, struct.pack("<IIII", 2, 0o600, 0, 0) + b"/\0"),
+        (17, 2, b""),
+        (52, 2, struct.pack("<IIQII", 0, 0, 0, 0, 0xFFF)),
+    ),
+    (
+        FUSE_TOP,
+        (21, 2, struct.pack("<II", 1, 0) + b"user.a\0v"),
+        (22, 2, struct.pack("<II", 64, 0) + b"user.a\0"),
+        (23, 2, struct.pack("<II", 64, 0)),
+        (24, 2, b"user.a\0"),
+        (2, 2, struct.pack("<Q", 1)),
+        (38, 0, b""),
+    ),
+)
+
+
+def fuse(requests: tuple[tuple[int, int, bytes], ...]) -> bytes:
+    """Requests, each behind its length, as fuzz/fuse.c takes them."""
+    whole = b""
+    for unique, (opcode, node, body) in enumerate(requests, 1):
+        head = struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, node, 0, 0, 0, 0)
+        whole += struct.pack("<H", 40 + len(body)) + head + body
+    return whole
+
+
+def frame(kind: int, payload: bytes) -> bytes:
+    return struct.pack("<2I", kind, len(payload)) + payload
+
+
+SETTINGS = struct.pack("<8I4Qq32s", 1, 3, 1000, 1000, 18, 24, 80, 2, 1 << 25, 64, 500, 9, 1, b"e")
+SETTINGS += struct.pack("<2I", 4, 24)
+#: frames of csrc/guest/protocol.h, as hosts send them
+AGENTS = (
+    frame(1, SETTINGS) + frame(2, b"plan" * 20),
+    frame(1, SETTINGS) + frame(3, b"\x0f\0\0\0") + frame(5, bytes(8)),
+    frame(4, struct.pack("<2I", 24, 80)) + frame(7, b"") * 9 + frame(6, b""),
+    frame(7, b"") * 99,
+    frame(1, SETTINGS[:-4]),
+    frame(9, b"x") + frame(7, b""),
+)
+
+
+def agents() -> list[bytes]:
+    """How long the pieces are in which they come, then the frames; and hellos."""
+    # the last one: a frame is read, nothing can be written, a frame is read, ...
+    pieces = (b"", b"\x08\x68\0\x08\xff", bytes(range(1, 60)), b"\x08" + b"\0\x08" * 31)
+    found = [bytes([len(sizes)]) + sizes + said for said in AGENTS for sizes in pieces]
+    found += [SETTINGS, SETTINGS[:28] + struct.pack("<I", 9000) + SETTINGS[32:]]
+    return found + [struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6)]
+
+
 def saved_device(status: int, ready: int) -> bytes:
     """The random number device, by its registers, its one queue and no state of its own."""
     registers = struct.pack("<6I2QBI", 4, status, 1, 0, 0, 0, 1 << 32, 1 << 32, status == 15, 1)
@@ -196,25 +285,29 @@ def snapshots() -> Iterator[bytes]:
 
 
 def main(directory: Path, towrite: Path) -> int:
-    made = (("virtqueue", virtqueues()), ("mmio", mmios()), ("snapshot", snapshots()))
-    for name, inputs in made:
+    made: dict[str, Iterable[bytes]] = {
+        "argv": (),
+        "plan": (),
+        "hand": (hand(*parts) for parts in HANDS),
+        "agent": agents(),
+        "virtqueue": virtqueues(),
+        "mmio": mmios(),
+        "snapshot": snapshots(),
+        "vsock": VSOCKS,
+        "fuse": map(fuse, FUSES),
+    }
+    for name, inputs in made.items():
         (directory / name).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):
             (directory / name / str(number)).write_bytes(data)
-    for name in ("argv", "plan", "hand", "vsock"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    for number, parts in enumerate(HANDS):
-        (directory / "hand" / str(number)).write_bytes(hand(*parts))
-    for number, actions in enumerate(VSOCKS):
-        (directory / "vsock" / str(number)).write_bytes(actions)
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)
         (directory / "argv" / str(number)).write_bytes(data)
         # data that is read while parsing is not there: those lines give no plan
-        made = subprocess.run([towrite, *words], capture_output=True, check=False)
-        if made.returncode == 0:
-            (directory / "plan" / str(number)).write_bytes(made.stdout)
+        done = subprocess.run([towrite, *words], capture_output=True, check=False)
+        if done.returncode == 0:
+            (directory / "plan" / str(number)).write_bytes(done.stdout)
     return 0 if list((directory / "plan").iterdir()) else 1
 
 

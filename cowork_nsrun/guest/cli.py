@@ -79,7 +79,17 @@ def _exec(options: argparse.Namespace) -> int:
         options.timeout,
     )
     size = Size(options.machine_memory, options.cpus)
-    return execute(Request(plan, options.kernel, size, limits, options.status_fd, options.life_fd))
+    return execute(
+        Request(
+            plan,
+            options.kernel,
+            size,
+            limits,
+            options.status_fd,
+            loopback=options.allow_loopback,
+            life_fd=options.life_fd,
+        )
+    )
 
 
 def _exec_parser(part: argparse.ArgumentParser) -> None:
@@ -93,6 +103,11 @@ def _exec_parser(part: argparse.ArgumentParser) -> None:
     add("--cpu", type=float, metavar="N", help="processors' worth of time, such as 0.5")
     add("--timeout", type=float, metavar="SECONDS", help="kill everything after that time")
     add("--status-fd", type=int, default=-1, metavar="FD", help="a JSON object a line goes there")
+    add(
+        "--allow-loopback",
+        action="store_true",
+        help="with the host's network (no --unshare-net): reach its 127.0.0.1, as 10.0.2.2",
+    )
     add("--life-fd", type=int, default=-1, metavar="FD",
         help="its end ends everything; bytes are signals for the command")  # fmt: skip
     add("words", nargs=argparse.REMAINDER, metavar="-- OPTION... COMMAND [ARGS...]",

@@ -9,7 +9,6 @@ keeps the plan even where the guest's kernel does not.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -169,12 +168,15 @@ class _Compiler:
     def _name_server(self) -> None:
         """A name server on the host's own loopback is reached by another address."""
         place = self.tree.resolve(RESOLV_CONF)
+        if place.host is None:
+            return
         try:
-            text = Path(place.host or "").read_text(encoding="utf-8", errors="surrogateescape")
+            text = Path(place.host).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return
-        if re.search(r"^nameserver\s+(127\.|::1\b)", text, re.MULTILINE):
-            data = resolv_conf(text).encode(errors="surrogateescape")
+        changed = resolv_conf(text)
+        if changed is not None:
+            data = changed.encode(errors="surrogateescape")
             self._data(Op(OpType.BIND_DATA, place.path, flags=OpFlag.RDONLY, perms=0o444,
                           data=data))  # fmt: skip
 

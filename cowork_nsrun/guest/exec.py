@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import termios
 import threading
 import time
@@ -26,6 +27,7 @@ from cowork_nsrun.guest.agent import Command, Settings
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.guest.network import Network
 from cowork_nsrun.plan import Extras, Plan
 
 CHUNK = 1 << 18
@@ -50,6 +52,7 @@ class Request:
         size: of the machine.
         limits: of the command.
         status_fd: gets a JSON object a line of what happens; -1: nobody asks.
+        loopback: with the host's network, the guest reaches its 127.0.0.1 as 10.0.2.2.
         life_fd: its end ends everything, and bytes are signals to send; -1: there is none.
     """
 
@@ -58,6 +61,7 @@ class Request:
     size: Size = field(default_factory=Size)
     limits: Limits = field(default_factory=Limits)
     status_fd: int = -1
+    loopback: bool = False
     life_fd: int = -1
 
 
@@ -97,7 +101,12 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     translation = translate(plan)
     with (
         _Forwarding() as forwarding,
-        Machine(request.kernel, request.size, network=translation.network) as machine,
+        Machine(
+            request.kernel,
+            request.size,
+            network=translation.network,
+            loopback=request.loopback,
+        ) as machine,
     ):
         if request.life_fd >= 0:
             _thread(_watch, request.life_fd, forwarding)
@@ -109,6 +118,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
             with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
                 status = _relayed(command, tell)
+            _say_lost(machine.network)
         except NsrunError as error:
             raise machine.explain(error) from None
     usage = command.usage
@@ -116,6 +126,13 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
         tell({"exit": status, "cpu_ns": usage.cpu_ns, "peak": usage.peak,
               "oom_kills": usage.oom_kills, "timed_out": usage.timed_out})  # fmt: skip
     return status
+
+
+def _say_lost(network: Network | None) -> None:
+    """A command is never offline without a word."""
+    failure = network.failure() if network is not None else None
+    if failure is not None:
+        sys.stderr.write(f"nsrun: the command lost its network: {failure.text}\n")
 
 
 def own_settings(limits: Limits) -> Settings:

@@ -75,6 +75,7 @@ class Machine(Closing):
         kernel: an image to boot; by default the first fit one that is found.
         size: memory and processors.
         network: whether it reaches what this process reaches.
+        loopback: and the host's 127.0.0.1, as 10.0.2.2.
 
     It is a clone of a template, if there is one; else it boots, and once it is ready becomes
     the template of those that come after it.
@@ -89,11 +90,12 @@ class Machine(Closing):
         size: Size | None = None,
         *,
         network: bool = False,
+        loopback: bool = False,
     ) -> None:
         size = size or Size()
         found, agent = choose(kernel), find_beside("nsrun-agent")
         with ExitStack() as on_error, _view(()) as view:
-            self.network = Network() if network else None
+            self.network = Network(loopback=loopback) if network else None
             on_error.callback(self._close_network)
             settings = MonitorSettings(
                 memory_mib=size.memory(),

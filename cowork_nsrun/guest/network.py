@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 from contextlib import ExitStack, suppress
+from ipaddress import ip_address
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.guest.vmm import GuestError, find_beside
@@ -22,6 +23,9 @@ NAME_SERVER = "10.0.2.3"
 HOST = "10.0.2.2"
 #: bytes of a packet: as large as can be, since each costs the same
 MTU = 65520
+_REMEDY = (
+    "install libslirp-dev and build nsrun again, or do without the host's network (--unshare-net)"
+)
 #: bytes that one of the two may be behind the other
 _BUFFER = 4 << 20
 _PATIENCE = 2.0
@@ -44,7 +48,7 @@ class Network(Closing):
 
     def __init__(self, *, mtu: int = MTU, loopback: bool = False, link_local: bool = False) -> None:
         self.mtu = mtu
-        program = find_beside("nsrun-slirp", "install libslirp-dev and build nsrun again")
+        program = find_beside("nsrun-slirp", _REMEDY)
         with ExitStack() as on_error:
             theirs, self._card = (
                 on_error.enter_context(end)
@@ -55,12 +59,12 @@ class Network(Closing):
             # nsrun-slirp limits what it writes there
             self._said = os.memfd_create("nsrun-slirp")
             on_error.callback(os.close, self._said)
-            words = [str(program), "--fd", str(theirs.fileno()), "--mtu", str(mtu)]
+            words = ["--fd", str(theirs.fileno()), "--mtu", str(mtu)]
             words += ["--allow-loopback"] if loopback else []
             words += ["--allow-link-local"] if link_local else []
             try:
                 self._process = subprocess.Popen(
-                    words,
+                    self._command(str(program), *words),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._said,
@@ -73,6 +77,9 @@ class Network(Closing):
                 raise GuestError(text, errno=error.errno or 0) from error
             on_error.pop_all()
         theirs.close()
+
+    def _command(self, *words: str) -> list[str]:
+        return list(words)
 
     @property
     def card(self) -> socket.socket:
@@ -120,11 +127,28 @@ class Network(Closing):
             self._said = -1
 
 
-def resolv_conf(host: str) -> str:
-    """The guest's /etc/resolv.conf: the host's, with the name server that answers a guest.
+def resolv_conf(host: str) -> str | None:
+    """The guest's /etc/resolv.conf; None: the host's will do.
+
+    A resolver on the host's loopback (127.0.0.53) is out of a guest's reach, but the
+    network's own name server asks it.
 
     Arguments:
         host: what is in the host's.
     """
-    kept = [line for line in host.splitlines() if line.split()[:1] not in ([], ["nameserver"])]
+    lines = [line for line in host.splitlines() if line.strip()]
+    servers = [
+        words[1] for words in map(str.split, lines) if words[0] == "nameserver" and words[1:]
+    ]
+    if servers and not any(map(_is_loopback, servers)):
+        return None
+    kept = [line for line in lines if line.split()[0] != "nameserver"]
     return "".join(f"{line}\n" for line in [f"nameserver {NAME_SERVER}", *kept])
+
+
+def _is_loopback(server: str) -> bool:
+    try:
+        address = ip_address(server)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified

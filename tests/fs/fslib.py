@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -107,17 +106,15 @@ def mounted(
         view.write_bytes(view_bytes(exports))
         place.mkdir()
 
-        def limit() -> None:
-            if files is not None:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
+        words = [str(mounter), str(view), str(place), str(threads)]
+        if files is not None:
+            words = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"', *words]
         process = subprocess.Popen(
-            [str(mounter), str(view), str(place), str(threads)],
+            words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **OPTIONS},
-            preexec_fn=limit,
         )
         assert process.stdout is not None
         try:

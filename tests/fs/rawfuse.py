@@ -118,8 +118,10 @@ def raw(driver: Path, exports: Sequence[Export], *, piece: int = 1 << 20) -> Ite
     with tempfile.TemporaryDirectory(prefix="nsrun-fs-") as name:
         view = Path(name, "view")
         view.write_bytes(view_bytes(exports))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen([driver, view], env={**os.environ, **OPTIONS}, **pipes) as process:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            [driver, view], env={**os.environ, **OPTIONS}, stdin=pipe, stdout=pipe, stderr=pipe
+        ) as process:
             client = Raw(process, piece)
             try:
                 client.init()

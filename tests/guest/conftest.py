@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +12,6 @@ from typing import NoReturn
 import pytest
 from agent_server import Server
 
-from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.program import find_program
 
 TESTS = Path(__file__).parent.parent
@@ -57,10 +54,7 @@ def server(agents: Server) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
-    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
-                                       check=True).stdout)["probes"]  # fmt: skip
-    for probe in probes:
-        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
-            lack(f"no machine: {probe['name']}: {probe['evidence']}")
-    return choose()
+def slirp(lack: Callable[[str], NoReturn]) -> None:
+    """A network for machines."""
+    if not Path(find_program()).with_name("nsrun-slirp").exists():
+        lack("no nsrun-slirp: libslirp was not there when nsrun was built")

@@ -6,7 +6,10 @@ import socket
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from queue import SimpleQueue
 
 LOOPBACK = "127.0.0.1"
 Handler = Callable[[socket.socket], None]
@@ -29,29 +32,81 @@ def answer_crc(client: socket.socket) -> None:
     client.sendall(b"%08x" % crc)
 
 
+@dataclass(frozen=True)
+class Server:
+    """Who came to it is told by their ports."""
+
+    address: str
+    port: int
+    _came: SimpleQueue[int] = field(default_factory=SimpleQueue)
+
+    def came(self, port: int) -> None:
+        self._came.put(port)
+
+    def wait(self) -> int:
+        """The next visitor."""
+        return self._came.get()
+
+    def visitors(self) -> int:
+        """How many came, and were not waited for, before this call."""
+        with socket.create_connection((self.address, self.port)) as last:
+            own = last.getsockname()[1]
+            for number in count():
+                if self.wait() == own:
+                    return number
+        raise AssertionError
+
+
 @contextmanager
-def tcp_server(handler: Handler, address: str = LOOPBACK) -> Iterator[tuple[int, list[str]]]:
-    """Its port, and who came."""
+def tcp_server(handler: Handler, address: str = LOOPBACK) -> Iterator[Server]:
+    """A server of one visitor after the other, at any free port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as server:
-        came: list[str] = []
+    dual = address == "::"
+    with socket.create_server((address, 0), family=family, dualstack_ipv6=dual) as listener:
+        local = {"::": "::1", "0.0.0.0": LOOPBACK}.get(address, address)
+        server = Server(local, listener.getsockname()[1])
 
         def serve() -> None:
             while True:
                 try:
-                    client, peer = server.accept()
+                    client, peer = listener.accept()
                 except OSError:
                     return
-                came.append(peer[0])
-                with client:
+                server.came(peer[1])
+                with client, suppress(ConnectionError):
                     handler(client)
 
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield server.getsockname()[1], came
+            yield server
         finally:
-            server.shutdown(socket.SHUT_RDWR)
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@contextmanager
+def echo_server(address: str) -> Iterator[int]:
+    """Of datagrams; its port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as server:
+        server.bind((address, 0))
+        port: int = server.getsockname()[1]
+
+        def serve() -> None:
+            while True:
+                data, peer = server.recvfrom(1 << 16)
+                if not data:
+                    return
+                server.sendto(data, peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield port
+        finally:
+            with socket.socket(family, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", (address, port))
             thread.join()
 
 

@@ -11,6 +11,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,13 +68,16 @@ static void load_modules(void)
 static int connect_to(const char *address, const char *port)
 {
 	const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
+	const int tries = 1;
 	struct addrinfo *found = NULL;
 	int fd;
 
 	if (getaddrinfo(address, port, &hints, &found))
 		return -1;
 	fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0 || connect(fd, found->ai_addr, found->ai_addrlen)) {
+	/* what nobody answers is no use to wait for */
+	if (fd < 0 || setsockopt(fd, IPPROTO_TCP, TCP_SYNCNT, &tries, sizeof(tries)) ||
+	    connect(fd, found->ai_addr, found->ai_addrlen)) {
 		printf("no way to %s: %s\n", address, strerror(errno));
 		return -1;
 	}

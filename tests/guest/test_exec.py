@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-
 from net_servers import sender, tcp_server
 
 from cowork_nsrun import PIPE, NsrunError, Sandbox, TimeoutExpired, popen
@@ -242,9 +241,9 @@ def test_the_callers_network(
     subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
     data = bytes(300_000)
     try:
-        with tcp_server(sender(data), address) as (port, _), tcp_server(sender(data)) as (own, _):
-            words = argv("kvm", folder, PYTHON, "-c", FETCH, address, str(port),
-                         "127.0.0.1", str(own))  # fmt: skip
+        with tcp_server(sender(data), address) as far, tcp_server(sender(data)) as near:
+            words = argv("kvm", folder, PYTHON, "-c", FETCH, address, str(far.port),
+                         "127.0.0.1", str(near.port))  # fmt: skip
             words.remove("--unshare-net")
             done = subprocess.run(words, capture_output=True, check=False)
     finally:

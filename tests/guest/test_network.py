@@ -10,8 +10,11 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,8 +23,9 @@ from net_servers import answer_crc, name_server, sender, tcp_server
 
 from cowork_nsrun.guest.image import Image, prepare
 from cowork_nsrun.guest.kernel import Kernel
-from cowork_nsrun.guest.network import Network
-from cowork_nsrun.guest.vmm import Ended, Monitor, Settings, find_beside
+from cowork_nsrun.guest.network import HOST, Network
+from cowork_nsrun.guest.vmm import Ended, Monitor, Settings
+from cowork_nsrun.program import find_program
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "csrc"
@@ -29,9 +33,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def image(open_directory: Path, kernel: Kernel, lack: Callable[[str], NoReturn]) -> Iterator[Image]:
-    if not find_beside("nsrun-vmm").with_name("nsrun-slirp").exists():
-        lack("no nsrun-slirp: libslirp was not there when nsrun was built")
+def image(open_directory: Path, kernel: Kernel, slirp: None) -> Iterator[Image]:
     program = open_directory / "online"
     compiler = shutil.which("musl-gcc") or "cc"
     headers = ["-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu"]
@@ -58,8 +60,9 @@ def run(image: Image, network: Network, *words: str) -> str:
 @pytest.mark.parametrize(("mtu", "size"), [(1500, MIB), (65520, 16 * MIB)])
 def test_what_is_fetched_and_sent_is_intact(image: Image, mtu: int, size: int) -> None:
     data = random.Random(mtu).randbytes(size)
-    with tcp_server(sender(data)) as (port, _), tcp_server(answer_crc) as (sink, _):
-        console = run(image, Network(mtu=mtu, loopback=True), f"get={port}", f"put={sink}")
+    with tcp_server(sender(data)) as source, tcp_server(answer_crc) as sink:
+        console = run(image, Network(mtu=mtu, loopback=True), f"get={source.port}",
+                      f"put={sink.port}")  # fmt: skip
     assert f"got {len(data)} bytes, crc {zlib.crc32(data):08x}\r\n" in console
     found = re.search(r"put crc (\w+), answer (\w+)", console)
     assert found, console
@@ -67,20 +70,62 @@ def test_what_is_fetched_and_sent_is_intact(image: Image, mtu: int, size: int) -
 
 
 def test_the_host_is_out_of_reach(image: Image) -> None:
-    with tcp_server(sender(b"secret")) as (port, came):
+    with tcp_server(sender(b"secret")) as server:
+        port = server.port
         console = run(image, Network(), f"get={port}", f"to=127.0.0.1,{port}", f"to=::1,{port}")
-        assert came == []
-    # the guest's own loopback is down, too
+        assert server.visitors() == 0
+    # the guest's own loopback is down, so that its kernel sends those on, too
     assert console.count("no way to ") == 3, console
 
 
-def test_names_are_the_hosts(image: Image, lack: Callable[[str], NoReturn]) -> None:
+Resolver = Callable[[dict[str, str]], AbstractContextManager[list[bytes]]]
+
+
+@pytest.fixture
+def resolver(lack: Callable[[str], NoReturn]) -> Resolver:
+    """Makes a name server on the loopback the host's own."""
     if os.geteuid() or os.environ.get("NSRUN_KVMBED") != "inside":
         lack("no name server: only root in the bed may change /etc/resolv.conf")
-    resolv = Path("/etc/resolv.conf")
-    resolv.write_text("nameserver 127.0.0.1\n")
-    with name_server({"some.test": "192.0.2.7"}, "127.0.0.1") as queries:
+    Path("/etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
+    return partial(name_server, address="127.0.0.1")
+
+
+def test_names_are_the_hosts(image: Image, resolver: Resolver) -> None:
+    with resolver({"some.test": "192.0.2.7"}) as queries:
         console = run(image, Network(), "name=some.test", "name=other.test")
     assert "some.test is 192.0.2.7" in console
     assert "other.test: Name does not resolve" in console
     assert queries
+
+
+FETCH = """
+import socket, sys, zlib
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as stream:
+    data = stream.makefile("rb").read()
+print(len(data), zlib.crc32(data))
+"""
+
+
+def fetched(*options: str, host: str, port: int) -> subprocess.CompletedProcess[str]:
+    """A command in a microVM that shares the host's network, and fetches something."""
+    python = [sys.executable, "-I", "-S", "-c", FETCH, host, str(port)]
+    plan = ["--unshare-all", "--share-net", "--ro-bind", "/", "/"]
+    command = [find_program(), "vm", "exec", *options, "--", *plan, *python]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_plan_that_shares_the_network(kernel: Kernel, slirp: None) -> None:
+    data = random.Random(1).randbytes(16 * MIB)
+    with tcp_server(sender(data)) as server:
+        done = fetched("--allow-loopback", host=HOST, port=server.port)
+        assert done.stdout == f"{len(data)} {zlib.crc32(data)}\n", done.stderr
+        done = fetched(host=HOST, port=server.port)
+    assert done.returncode == 1
+    assert "ConnectionRefusedError" in done.stderr or "Network is unreachable" in done.stderr
+
+
+def test_a_plan_with_the_hosts_names(kernel: Kernel, slirp: None, resolver: Resolver) -> None:
+    """The host's resolver is on its loopback, and is asked by another address."""
+    with resolver({"some.test": HOST}), tcp_server(sender(b"by name")) as server:
+        done = fetched("--allow-loopback", host="some.test", port=server.port)
+    assert done.stdout == f"7 {zlib.crc32(b'by name')}\n", done.stderr

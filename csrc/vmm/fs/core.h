@@ -227,7 +227,11 @@ int fs_drop_setid(struct fs_server *server, int fd);
 
 /* The owner closed the file: all its locks on it go. */
 void fs_locks_drop(struct fs_server *server, struct fs_node *node, uint64_t owner);
-/* Called with the lock. */
+/*
+ * Called with the lock: an open file is gone.  Clients say so of each owner of POSIX locks, but
+ * not of OFD locks, whose owner is the open file.
+ */
+void fs_locks_drop_handle(struct fs_server *server, struct fs_node *node, uint64_t handle);
 void fs_locks_drop_all(struct fs_server *server, struct fs_node *node);
 
 /* --- operations: 0 or -errno ------------------------------------------------------------ */

@@ -126,6 +126,7 @@ static void finish(struct fs_server *server, struct fs_handle *handle)
 	if (handle->fd >= 0)
 		close(handle->fd);
 	server->n_opened--;
+	fs_locks_drop_handle(server, handle->node, handle->id);
 	/* a lock can't outlive the file's last opening */
 	if (!handle->node->handles)
 		fs_locks_drop_all(server, handle->node);

@@ -18,6 +18,7 @@
 
 struct fs_lock {
 	uint64_t owner;
+	_Atomic uint64_t handle;        /* by which it was last asked for */
 	int fd;
 	bool dropped;
 	uint32_t n_users;
@@ -67,6 +68,18 @@ void fs_locks_drop(struct fs_server *server, struct fs_node *node, uint64_t owne
 	if (*at)
 		drop(server, at);
 	pthread_mutex_unlock(&server->lock);
+}
+
+void fs_locks_drop_handle(struct fs_server *server, struct fs_node *node, uint64_t handle)
+{
+	struct fs_lock **at = &node->locks;
+
+	while (*at) {
+		if ((*at)->handle == handle)
+			drop(server, at);
+		else
+			at = &(*at)->next;
+	}
 }
 
 static struct fs_lock *get(struct fs_server *server, struct fs_node *node, uint64_t owner)
@@ -177,6 +190,8 @@ static int posix_lock(struct fs_call *call, const struct fuse_lk_in *in)
 		return err;
 	if (!lock)
 		err = make(call->server, call->node, in->owner, &lock);
+	if (!err)
+		atomic_store(&lock->handle, in->fh);
 	if (!err && fcntl(lock->fd, F_OFD_SETLK, &fl))
 		err = errno == EACCES ? -EAGAIN : -errno;
 	if (lock)

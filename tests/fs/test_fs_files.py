@@ -340,6 +340,28 @@ def test_posix_locks_are_the_process_s(guest: Path) -> None:
         subprocess.run([sys.executable, "-c", other], check=True)
 
 
+def test_ofd_locks_are_the_open_file_s(host: Path, guest: Path) -> None:
+    (host / "f").write_bytes(b"x" * 100)
+    ofd_setlk = 37
+    whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with open(guest / "f", "r+b") as one, open(guest / "f", "r+b") as two:
+        fcntl.fcntl(one, ofd_setlk, whole)
+        with pytest.raises(BlockingIOError):
+            fcntl.fcntl(two, ofd_setlk, whole)
+        with open(host / "f", "r+b") as other, pytest.raises(BlockingIOError):
+            fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        one.close()
+        # closing tells the server after the program has gone on
+        for _ in range(100):
+            try:
+                fcntl.fcntl(two, ofd_setlk, whole)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        else:
+            pytest.fail("the lock outlives its open file")
+
+
 def test_who_holds_a_lock_can_be_asked(host: Path, guest: Path) -> None:
     (host / "f").write_bytes(b"x" * 200)
     question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

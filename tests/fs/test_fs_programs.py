@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +12,8 @@ from typing import NoReturn
 
 import pytest
 from fslib import FULL, Mount, Mounted
+from jobs import BUILD, GIT
+from twin import compare
 
 from cowork_nsrun.guest.view import Export
 
@@ -37,38 +37,6 @@ def guest(mount: Mount, host: Path) -> Iterator[Mounted]:
 def need(tool: str, lack: Callable[[str], NoReturn]) -> None:
     if not shutil.which(tool):
         lack(f"no {tool}: it is not run on the file server")
-
-
-GIT = """
-set -e
-export GIT_CONFIG_GLOBAL=/dev/null GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b
-export GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
-git init -q repo
-cd repo
-for i in $(seq 40); do mkdir -p d$((i % 7)); echo "$i" > d$((i % 7))/f$i; done
-git add .
-git commit -q -m one
-git checkout -q -b side
-for i in $(seq 20); do echo more >> d$((i % 7))/f$i; done
-git commit -q -a -m two
-git mv d0 e0
-git commit -q -m three
-git checkout -q master 2>/dev/null || git checkout -q main
-git merge -q side
-git gc -q --aggressive
-git fsck --strict
-cd ..
-git clone -q repo copy
-cd copy
-git log --oneline | wc -l
-git worktree add -q ../tree HEAD
-test -z "$(git status --porcelain)"
-cd ../tree
-git stash list
-rm -rf e0
-git checkout -q -- e0
-git status --porcelain
-"""
 
 
 def test_git(guest: Mounted, host: Path, lack: Callable[[str], NoReturn]) -> None:
@@ -133,38 +101,6 @@ def test_sqlite_writers_exclude_each_other(
     assert guest.run(["sqlite3", "n.db", "SELECT i FROM n"]).stdout == f"{3 * rounds}\n"
 
 
-BUILD = """
-set -e
-mkdir src
-for i in $(seq 30); do
-    echo "int f$i(int x) { return x + $i; }" > src/f$i.c
-    echo "int f$i(int x);" >> src/all.h
-done
-{
-    echo '#include <stdio.h>'
-    echo '#include "all.h"'
-    echo 'int main(void) { int n = 0;'
-    for i in $(seq 30); do echo "n += f$i(1);"; done
-    echo 'printf("%d ", n); return 0; }'
-} > src/main.c
-cat > Makefile <<'END'
-objects = $(patsubst src/%.c,out/%.o,$(wildcard src/*.c))
-prog: $(objects)
-	cc -o $@ $^
-out/%.o: src/%.c
-	@mkdir -p out
-	cc -c -MD -o $@ $<
-END
-make -s -j4
-./prog
-touch src/f3.c
-make -j4 | grep -c 'cc -c'
-ar rcs lib.a out/f*.o
-mv prog prog2
-./prog2
-"""
-
-
 def test_a_c_build(guest: Mounted, lack: Callable[[str], NoReturn]) -> None:
     need("make", lack)
     assert guest.run(["sh", "-c", BUILD]).stdout.split() == ["495", "1", "495"]
@@ -213,9 +149,14 @@ def test_many_files_with_few_descriptors(mount: Mount, host: Path) -> None:
             os.close(fd)
         # as many as a client can have open; the next one is refused, and nothing breaks
         opened: list[int] = []
+
+        def open_all() -> None:
+            opened.extend(
+                os.open(guest / "0" / f"d{number}" / "f0", os.O_RDONLY) for number in range(200)
+            )
+
         with pytest.raises(OSError, match="Too many open files in system"):
-            for number in range(200):
-                opened.append(os.open(guest / "0" / f"d{number}" / "f0", os.O_RDONLY))
+            open_all()
         assert len(opened) > 20
         for fd in opened:
             os.close(fd)
@@ -235,85 +176,7 @@ def test_deep_directories(mount: Mount, host: Path) -> None:
     assert os.listdir(host) == []
 
 
-# --- random input and output ------------------------------------------------------------------
-
-
-class Twin:
-    """The same changes to a file of the guest's and to a plain one."""
-
-    def __init__(self, guest: Path, plain: Path, chance: random.Random) -> None:
-        flags = os.O_RDWR | os.O_CREAT
-        self.paths = (guest, plain)
-        self.fds = [os.open(path, flags) for path in self.paths]
-        self.chance = chance
-        self.size = 0
-
-    def span(self, most: int = 1 << 18) -> tuple[int, int]:
-        start = self.chance.randrange(most)
-        return start, self.chance.randrange(1, most - start + 1)
-
-    def write(self) -> None:
-        start, length = self.span()
-        data = self.chance.randbytes(length)
-        for fd in self.fds:
-            assert os.pwrite(fd, data, start) == length
-        self.size = max(self.size, start + length)
-
-    def read(self) -> None:
-        start, length = self.span()
-        ours, plain = (os.pread(fd, length, start) for fd in self.fds)
-        assert ours == plain
-
-    def truncate(self) -> None:
-        self.size = self.chance.randrange(1 << 18)
-        for fd in self.fds:
-            os.ftruncate(fd, self.size)
-
-    def map(self) -> None:
-        if not self.size:
-            return
-        start = self.chance.randrange(self.size)
-        data = self.chance.randbytes(min(5000, self.size - start))
-        for fd in self.fds:
-            with mmap.mmap(fd, self.size) as memory:
-                memory[start : start + len(data)] = data
-
-    def allocate(self) -> None:
-        start, length = self.span()
-        for fd in self.fds:
-            os.posix_fallocate(fd, start, length)
-        self.size = max(self.size, start + length)
-
-    def copy(self) -> None:
-        if self.size < 2:
-            return
-        length = self.chance.randrange(1, self.size // 2 + 1)
-        source = self.chance.randrange(self.size // 2 - length + 1)
-        target = self.chance.randrange(self.size // 2, self.size)
-        for fd in self.fds:
-            assert os.copy_file_range(fd, fd, length, source, target) == length
-        self.size = max(self.size, target + length)
-
-    def again(self) -> None:
-        for index, path in enumerate(self.paths):
-            os.fsync(self.fds[index])
-            os.close(self.fds[index])
-            self.fds[index] = os.open(path, os.O_RDWR)
-
-    def close(self) -> None:
-        for fd in self.fds:
-            os.close(fd)
-
-    def step(self) -> None:
-        steps = (self.write, self.read, self.truncate, self.map, self.allocate, self.copy)
-        self.chance.choices((*steps, self.again), weights=(5, 8, 2, 4, 1, 2, 1))[0]()
-        assert [os.fstat(fd).st_size for fd in self.fds] == [self.size, self.size]
-
-
 @pytest.mark.parametrize("seed", range(8 if FULL else 2))
 def test_random_io(guest: Mounted, host: Path, tmp_path: Path, seed: int) -> None:
-    twin = Twin(guest / "0" / "f", tmp_path / "plain", random.Random(seed))
-    for _ in range(3000 if FULL else 400):
-        twin.step()
-    twin.close()
+    compare(guest / "0" / "f", tmp_path / "plain", seed, 3000 if FULL else 400)
     assert (host / "f").read_bytes() == (tmp_path / "plain").read_bytes()
