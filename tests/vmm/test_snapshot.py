@@ -26,6 +26,7 @@ from vmmlib import (
     RESUME,
     RESUMED,
     RUNNING,
+    VMM,
     Monitor,
     Record,
     monitor,
@@ -444,6 +445,31 @@ with zygote(Path(sys.argv[2]), Path(sys.argv[3])) as mother:
     print(mother.process.pid, *(clone.pid for clone in clones), flush=True)
     time.sleep(1000)
 """
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--zygote", "NULL"), "--kernel-fd or --restore is needed"),
+        (("--kernel-fd", "NULL", "--zygote", "NULL"), "--zygote needs --restore"),
+        (("--kernel-fd", "NULL", "--restore", "NULL"), "--kernel-fd or --restore, but not both"),
+        (("--restore", "NULL"), "--control-fd is needed"),
+        (("--restore", "NULL", "--zygote", "NULL", "--control-fd", "NULL"), "a control socket"),
+        (("--restore", "NULL", "--zygote", "NULL", "--net", "NULL"), "share the network card"),
+        (("--restore", "NULL", "--control-fd", "NULL"), "--restore 3: not a file"),
+    ],
+)
+def test_usage(words: tuple[str, ...], why: str) -> None:
+    with open(os.devnull, "rb") as null:
+        fd = str(null.fileno())
+        done = subprocess.run(
+            [VMM, *(word.replace("NULL", fd) for word in words)],
+            capture_output=True,
+            pass_fds=[null.fileno()],
+            check=False,
+        )
+    assert why.replace(" 3:", f" {fd}:") in done.stderr.decode()
+    assert done.returncode == (1 if "not a file" in why else 2)
 
 
 def test_a_killed_owner_leaves_nothing(counting: tuple[Path, int], tmp_path: Path) -> None:
