@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import NoReturn
 import pytest
 from agent_server import Server
 
+from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.program import find_program
 
 TESTS = Path(__file__).parent.parent
@@ -20,6 +23,16 @@ sys.path.insert(0, str(TESTS / "python"))
 from leftovers import processes_with  # noqa: E402 - found by the line above
 
 UNPRIVILEGED = 12345
+
+
+@pytest.fixture(scope="session")
+def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
+    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
+                                       check=True).stdout)["probes"]  # fmt: skip
+    for probe in probes:
+        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
+            lack(f"no machine: {probe['name']}: {probe['evidence']}")
+    return choose()
 
 
 @pytest.fixture
