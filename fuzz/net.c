@@ -52,17 +52,25 @@ static uint32_t number(struct input *in)
 /* Descriptors of a few places, so that they meet; indirect tables lie among the buffers. */
 static void describe(struct input *in)
 {
-	uint32_t how = take_bytes(in, 1), queue = how & 1;
+	uint32_t how = take_bytes(in, 1);
 	uint64_t addr = how & 2 ? number(in) : DRIVER_BUFFERS + take_bytes(in, 1) * 64;
-	struct driver_desc desc = {
-		.addr = how & 4 ? UINT64_MAX - addr : addr, .len = number(in),
-		.flags = how >> 3 & 7, .next = (uint16_t)take_bytes(in, 1),
-	};
+	struct driver_desc desc = { .addr = how & 4 ? UINT64_MAX - addr : addr };
+
+	desc.len = number(in);
+	desc.flags = how >> 3 & 7;
+	desc.next = (uint16_t)take_bytes(in, 1);
 
 	if (how & 64)
 		memcpy(driver_at(DRIVER_BUFFERS + take_bytes(in, 1) * 64), &desc, sizeof(desc));
 	else
-		*driver_desc(queue, (uint16_t)take_bytes(in, 1)) = desc;
+		*driver_desc(how & 1, (uint16_t)take_bytes(in, 1)) = desc;
+}
+
+static void publish(struct input *in)
+{
+	uint32_t queue = take_bytes(in, 1) & 1;
+
+	driver_publish(queue, (uint16_t)number(in));
 }
 
 /* Two bytes of the rings, which are the driver's to spoil. */
@@ -124,7 +132,7 @@ static void act(enum action action, struct input *in)
 		describe(in);
 		break;
 	case PUBLISH:
-		driver_publish(take_bytes(in, 1) & 1, (uint16_t)number(in));
+		publish(in);
 		break;
 	case SPOIL:
 		spoil(in);

@@ -7,6 +7,8 @@ same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
 message of csrc/core/hand.h for such commands), DIRECTORY/vsock/N (what a
 driver and a host do, as fuzz/vsock.c reads it); for virtqueue and mmio
 queues that a driver could have made, for snapshot saved machines.
+driver and a host do, as fuzz/vsock.c reads it); for virtqueue, mmio and
+net queues that a driver could have made.
 """
 
 from __future__ import annotations
@@ -284,6 +286,42 @@ def snapshots() -> Iterator[bytes]:
             yield start + device + processors
 
 
+# actions of fuzz/net.c
+N_DESCRIBE, N_PUBLISH, N_SPOIL, N_KICK, N_SETTLE, N_TAKE, N_SEND, N_RECEIVE, N_LEAVE = range(9)
+N_RESTART = 9
+#: its numbers for 2048 and 128
+N_2048, N_128 = 0x80 | 11, 0x80 | 7
+
+
+def offered(queue: int, flags: int, length: int, index: int) -> bytes:
+    """One descriptor as a chain."""
+    describe = [N_DESCRIBE, flags << 3 | queue, index * 8, length, 0, index]
+    return bytes([*describe, N_PUBLISH, queue, index])
+
+
+#: first whether there are event indexes (1) and merged buffers (2)
+NETS = (
+    b"\3" + offered(0, WRITE, N_2048, 0) + bytes([N_SEND, N_128, N_SETTLE, N_TAKE]),
+    b"\2" + offered(1, 0, 63, 0) + bytes([N_SETTLE, N_RECEIVE, N_TAKE]),
+    b"\3" + bytes([N_SEND, N_128, N_SETTLE])
+    + b"".join(offered(0, WRITE, 63, index) for index in range(3)) + bytes([N_SETTLE, N_TAKE]),
+    b"\0" + offered(0, WRITE, 63, 0) + bytes([N_SEND, N_128, N_SEND, 40, N_SETTLE, N_TAKE]),
+    b"\3" + bytes([N_DESCRIBE, 64 | 1, 80, 63, 0, 0]) + offered(1, INDIRECT, 16, 0),
+    b"\1" + offered(1, 0, 63, 0) + bytes([N_LEAVE, N_SETTLE, N_RESTART, 3])
+    + offered(1, 0, 63, 0) + bytes([N_SPOIL, 1, 0x40, 2, 63, N_KICK, 1]),
+)  # fmt: skip
+
+
+#: of each kind: ARP, IPv4, IPv6, a neighbour's solicitation
+FRAMES = (
+    bytes(12) + b"\x08\x06" + bytes(28),
+    bytes(12) + b"\x08\x00\x45" + bytes(15) + b"\x7f\0\0\1",
+    bytes(12) + b"\x86\xdd\x60" + bytes(38) + b"\1",
+    bytes(12) + b"\x86\xdd\x60" + bytes(5) + b"\x3a\xff" + bytes(16) + b"\xff\2" + bytes(14)
+    + b"\x87" + bytes(23),
+)  # fmt: skip
+
+
 def main(directory: Path, towrite: Path) -> int:
     made: dict[str, Iterable[bytes]] = {
         "argv": (),
@@ -294,6 +332,8 @@ def main(directory: Path, towrite: Path) -> int:
         "mmio": mmios(),
         "snapshot": snapshots(),
         "vsock": VSOCKS,
+        "net": NETS,
+        "reach": FRAMES,
         "fuse": map(fuse, FUSES),
     }
     for name, inputs in made.items():

@@ -95,6 +95,7 @@ class Machine(Closing):
         size = size or Size()
         found, agent = choose(kernel), find_beside("nsrun-agent")
         with ExitStack() as on_error, _view(()) as view:
+            self._loopback = loopback
             self.network = Network(loopback=loopback) if network else None
             on_error.callback(self._close_network)
             settings = MonitorSettings(
@@ -132,7 +133,7 @@ class Machine(Closing):
             if self.network is not None:
                 # the one that there was went with the monitor
                 self.network.close()
-                self.network = Network()
+                self.network = Network(loopback=self._loopback)
             return None
         self._template = None
         return monitor

@@ -202,7 +202,7 @@ def run_monitor(
     Raises:
         GuestError: it can't be executed.
     """
-    devices = ["--rng", "--vsock", str(settings.cid)]
+    devices = ["--rng", "--balloon", "--vsock", str(settings.cid)]
     for tag, view in settings.shares.items():
         devices += ["--fs", f"{tag}={view.fileno()}"]
     fds = [*fds, *(view.fileno() for view in settings.shares.values())]

@@ -482,10 +482,11 @@ static bool load_queue(struct vmm_queue *queue, const struct vmm_queue_state *st
 /* Whether a driver can have brought a device of this kind to here. */
 static bool is_possible(const struct transport *t, const struct vmm_device_state *state)
 {
+	const uint32_t known = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED;
 	uint32_t status = state->status;
 	bool settled = status & FEATURES_OK;
 
-	return !(status & ~(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED)) &&
+	return !(status & ~known) &&
 	       (!(status & DRIVER) || status & ACKNOWLEDGE) && (!settled || status & DRIVER) &&
 	       (!(status & DRIVER_OK) || settled) &&
 	       !(state->acked & ~offered(t)) && (!settled || state->acked & F_VERSION_1) &&

@@ -25,7 +25,7 @@ uint32_t vmm_mmio_devices(void);
  */
 struct vmm_state;
 int vmm_mmio_save(struct vmm_state *state);
-/* The same devices as were saved get it back, or it fails by vmm_fail.  Before any processor runs. */
+/* To the same devices as were saved, or it fails by vmm_fail; before any processor runs. */
 void vmm_mmio_load(const struct vmm_state *state);
 
 /* A processor's access, of 1 to 8 bytes; where no device is, it reads as ones. */

@@ -174,6 +174,8 @@ static void check_sources(const struct vmm_options *options)
 		usage("--zygote needs --restore");
 	if (zygote && (options->control >= 0 || options->console >= 0))
 		usage("--zygote: each machine gets a control socket and a console of its own");
+	if (zygote && options->net >= 0)
+		usage("--zygote: machines can't share the network card of --net");
 	if (!zygote && options->control < 0)
 		usage("--control-fd is needed");
 }

@@ -123,7 +123,8 @@ static void code_device(struct code *code, struct vmm_device_state *device)
 	CODE(code, device->driver_features);
 	CODE(code, device->acked);
 	code_bool(code, &device->running);
-	code_count(code, &device->n_queues, 1, VMM_DEVICE_QUEUES, "the number of a device's queues");
+	code_count(code, &device->n_queues, 1, VMM_DEVICE_QUEUES,
+		   "the number of a device's queues");
 	for (uint32_t i = 0; i < device->n_queues; i++)
 		code_queue(code, &device->queue[i]);
 	code_count(code, &device->own.len, 0, sizeof(device->own.data),

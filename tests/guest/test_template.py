@@ -25,6 +25,7 @@ from cowork_nsrun.guest.agent import Agent
 from cowork_nsrun.guest.agent import Settings as CommandSettings
 from cowork_nsrun.guest.compile import translate
 from cowork_nsrun.guest.kernel import Kernel
+from cowork_nsrun.guest.machine import Machine, Size
 from cowork_nsrun.guest.template import Template, Zygote, key
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, Settings, StreamRefused, find_beside
@@ -311,3 +312,28 @@ def test_two_processes_make_it_once(world: World, tmp_path: Path) -> None:
     assert [one.returncode for one in both] == [0, 0]
     assert len(inodes) == 1
     assert made.exists()
+
+
+def is_clone(machine: Machine) -> bool:
+    return b"--restore" in Path(f"/proc/{machine.monitor.pid}/cmdline").read_bytes().split(b"\0")
+
+
+def test_machines_become_templates(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one boots, the next is its clone; a template that was damaged is removed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    size = Size(memory_mib=MEMORY_MIB, cpus=1)
+    with Machine(world.kernel.path, size) as first:
+        assert not is_clone(first)
+        first.wait_ready()
+        [template] = cache.directory().glob("template-*")
+        with Machine(world.kernel.path, size) as second:
+            assert is_clone(second)
+            second.wait_ready()
+            assert world.draw(first.monitor).random != world.draw(second.monitor).random
+    with template.open("r+b") as file:
+        file.write(b"something else")
+    with Machine(world.kernel.path, size) as third:
+        assert not is_clone(third)
+    assert not template.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -25,6 +26,7 @@ from vmmlib import (
     RESUME,
     RESUMED,
     RUNNING,
+    VMM,
     Monitor,
     Record,
     monitor,
@@ -33,6 +35,8 @@ from vmmlib import (
 Guest = Callable[[str], Path]
 MIB = 1 << 20
 PAGE = 4096
+#: of clones, at random moments
+KILLS = int(os.environ.get("NSRUN_KILLS", "20"))
 HEADER = 24
 #: bytes behind the header
 CLOCK_AT, CLOCK_BYTES = 8, 48
@@ -394,6 +398,23 @@ def test_what_is_killed(counting: tuple[Path, int], tmp_path: Path) -> None:
             clone.close()
 
 
+def test_killed_at_any_time(counting: tuple[Path, int], tmp_path: Path) -> None:
+    """Nothing of a clone stays with the zygote, whenever it was killed."""
+    drawn = random.Random(5)
+    with zygote(counting[0], tmp_path) as mother:
+        mother.fork().close()
+        fds = Path(f"/proc/{mother.process.pid}/fd")
+        before = sorted(os.readlink(path) for path in fds.iterdir())
+        for _ in range(KILLS):
+            clone = mother.fork()
+            time.sleep(drawn.random() / 50)
+            os.kill(clone.pid, signal.SIGKILL)
+            clone.close()
+        assert sorted(os.readlink(path) for path in fds.iterdir()) == before
+        children = Path(f"/proc/{mother.process.pid}/task/{mother.process.pid}/children")
+        assert children.read_text() == ""
+
+
 def test_a_paused_clone_is_saved_again(counting: tuple[Path, int], tmp_path: Path) -> None:
     file, first = counting
     with restored(file) as machine:
@@ -424,6 +445,31 @@ with zygote(Path(sys.argv[2]), Path(sys.argv[3])) as mother:
     print(mother.process.pid, *(clone.pid for clone in clones), flush=True)
     time.sleep(1000)
 """
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--zygote", "NULL"), "--kernel-fd or --restore is needed"),
+        (("--kernel-fd", "NULL", "--zygote", "NULL"), "--zygote needs --restore"),
+        (("--kernel-fd", "NULL", "--restore", "NULL"), "--kernel-fd or --restore, but not both"),
+        (("--restore", "NULL"), "--control-fd is needed"),
+        (("--restore", "NULL", "--zygote", "NULL", "--control-fd", "NULL"), "a control socket"),
+        (("--restore", "NULL", "--zygote", "NULL", "--net", "NULL"), "share the network card"),
+        (("--restore", "NULL", "--control-fd", "NULL"), "--restore 3: not a file"),
+    ],
+)
+def test_usage(words: tuple[str, ...], why: str) -> None:
+    with open(os.devnull, "rb") as null:
+        fd = str(null.fileno())
+        done = subprocess.run(
+            [VMM, *(word.replace("NULL", fd) for word in words)],
+            capture_output=True,
+            pass_fds=[null.fileno()],
+            check=False,
+        )
+    assert why.replace(" 3:", f" {fd}:") in done.stderr.decode()
+    assert done.returncode == (1 if "not a file" in why else 2)
 
 
 def test_a_killed_owner_leaves_nothing(counting: tuple[Path, int], tmp_path: Path) -> None:
