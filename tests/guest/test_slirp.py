@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 import re
@@ -410,6 +411,23 @@ def test_what_it_gave_up() -> None:
             assert int(fields[name], 16) == 0
         assert re.search(r"Max core file size +0 +0 ", limits)
         assert re.search(r"Max open files +1024 +1024 ", limits)
+
+
+def test_calls_in_its_jail(tmp_path: Path, lack: Lack) -> None:
+    if not shutil.which("cc"):
+        lack("no C compiler: the jail of nsrun-slirp cannot be tried")
+    built = tmp_path / "net_jail"
+    sources = [f"{HERE}/net_jail.c", f"{SOURCE}/net/jail.c"]
+    flags = ["-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", f"-I{SOURCE}/net"]
+    subprocess.run(["cc", *flags, *sources, "-o", str(built)], check=True)
+    done = subprocess.run([built], stdout=subprocess.PIPE, text=True, check=True)
+    tried = {name: int(code) for name, code in map(str.split, done.stdout.splitlines())}
+    assert len(tried) > 20
+    good = {"tcp", "udp6", "fionread", "resolv.conf", "mmap"}
+    # by Landlock, where the kernel has it
+    assert tried.pop("program") in (0, errno.EACCES)
+    assert {name for name, code in tried.items() if not code} == good
+    assert {code for code in tried.values() if code} == {errno.EPERM}
 
 
 def test_garbage(peer: Peer) -> None:
