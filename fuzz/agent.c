@@ -4,9 +4,12 @@
  * The reader gets the bytes in pieces, whose sizes the input says too.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 /* in place of the kernel's */
 static ssize_t fuzz_read(int fd, void *to, size_t size);
@@ -142,8 +145,14 @@ int nsr_command_frame(struct nsr_command *command, enum nsr_frame_type type, con
 	}
 	for (size_t i = 0; i < length; i++)
 		sum = (uint8_t)(sum + body[i]);
-	if (type == NSR_FRAME_GET_INFO)
-		nsr_control_send(&command->control, NSR_FRAME_INFO, "0123456789", 10);
+	if (type == NSR_FRAME_GET_INFO) {
+		static const uint8_t answer[1000];
+		size_t before = command->control.out_length;
+
+		nsr_control_send(&command->control, NSR_FRAME_INFO, answer, sizeof(answer));
+		if (command->control.out_length != before + sizeof(frame) + sizeof(answer))
+			abort();        /* an answer got lost */
+	}
 	if (type != NSR_FRAME_SETTINGS)
 		return 0;
 	if (!nsr_settings_read(&settings, body, length, diag))
@@ -163,6 +172,33 @@ int nsr_diag_errno(struct nsr_diag *diag, int err, const char *fmt, ...)
 {
 	diag->err = err;
 	return nsr_diag_set(diag, "%s", fmt);
+}
+
+/* As many groups as a frame may have: more than the 4096 bytes of an input. */
+static void check_settings(const uint8_t *data, size_t size)
+{
+	static uint8_t bytes[NSR_FRAME_MAX];
+	static struct nsr_host_settings settings;
+	static struct nsr_diag diag;
+	size_t length;
+
+	if (size < sizeof(settings.head))
+		return;
+	memcpy(bytes, data, size < sizeof(bytes) ? size : sizeof(bytes));
+	memcpy(&settings.head, bytes, sizeof(settings.head));
+	length = sizeof(settings.head) + (size_t)settings.head.n_groups * sizeof(uint32_t);
+	if (length <= sizeof(bytes))
+		nsr_settings_read(&settings, bytes, length, &diag);
+}
+
+/* What is waited for is no more than there is a place for. */
+static void check_frame(const struct nsr_control *control)
+{
+	const struct nsr_frame *frame = &control->frame;
+
+	if (control->socket.fd >= 0 && !control->closing && control->got >= sizeof(*frame) &&
+	    frame->length > (frame->type == NSR_FRAME_PLAN ? NSR_PLAN_FRAME_MAX : NSR_FRAME_MAX))
+		abort();
 }
 
 static void check_hello(const uint8_t *data, size_t size)
@@ -201,6 +237,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	check_hello(data, size);
 	check_failed(data, size);
+	check_settings(data, size);
 	if (size < 1 + pieces)
 		return 0;
 	memset(&run, 0, sizeof(run));
@@ -216,6 +253,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		control->socket.ready(&control->socket, 0);
 		if (control->out_length > sizeof(control->out))
 			abort();
+		check_frame(control);
 	}
 	if (control->socket.fd >= 0 && !input.pieces && !control->closing)
 		abort();                /* the end of the stream was not seen */

@@ -5,6 +5,8 @@
 writes DIRECTORY/argv/N (words, each with its NUL), DIRECTORY/plan/N (the
 same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
 message of csrc/core/hand.h for such commands), DIRECTORY/vsock/N (what a
+driver and a host do, as fuzz/vsock.c reads it); for virtqueue and mmio
+queues that a driver could have made, for snapshot saved machines.
 driver and a host do, as fuzz/vsock.c reads it); for virtqueue, mmio and
 net queues that a driver could have made.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 LINES = (
@@ -232,6 +234,58 @@ def fuse(requests: tuple[tuple[int, int, bytes], ...]) -> bytes:
     return whole
 
 
+def frame(kind: int, payload: bytes) -> bytes:
+    return struct.pack("<2I", kind, len(payload)) + payload
+
+
+SETTINGS = struct.pack("<8I4Qq32s", 1, 3, 1000, 1000, 18, 24, 80, 2, 1 << 25, 64, 500, 9, 1, b"e")
+SETTINGS += struct.pack("<2I", 4, 24)
+#: frames of csrc/guest/protocol.h, as hosts send them
+AGENTS = (
+    frame(1, SETTINGS) + frame(2, b"plan" * 20),
+    frame(1, SETTINGS) + frame(3, b"\x0f\0\0\0") + frame(5, bytes(8)),
+    frame(4, struct.pack("<2I", 24, 80)) + frame(7, b"") * 9 + frame(6, b""),
+    frame(7, b"") * 99,
+    frame(1, SETTINGS[:-4]),
+    frame(9, b"x") + frame(7, b""),
+)
+
+
+def agents() -> list[bytes]:
+    """How long the pieces are in which they come, then the frames; and hellos."""
+    # the last one: a frame is read, nothing can be written, a frame is read, ...
+    pieces = (b"", b"\x08\x68\0\x08\xff", bytes(range(1, 60)), b"\x08" + b"\0\x08" * 31)
+    found = [bytes([len(sizes)]) + sizes + said for said in AGENTS for sizes in pieces]
+    found += [SETTINGS, SETTINGS[:28] + struct.pack("<I", 9000) + SETTINGS[32:]]
+    return found + [struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6)]
+
+
+def saved_device(status: int, ready: int) -> bytes:
+    """The random number device, by its registers, its one queue and no state of its own."""
+    registers = struct.pack("<6I2QBI", 4, status, 1, 0, 0, 0, 1 << 32, 1 << 32, status == 15, 1)
+    queue = struct.pack("<3Q4H2B", DESC, AVAIL, USED, 8, 0, 0, 0, ready, 0)
+    return struct.pack("<I", 1) + registers + queue + struct.pack("<I", 0)
+
+
+def saved_processor(leaves: int, msrs: int, xsave: int) -> bytes:
+    """State of activity, registers, special ones, XCRs, APIC, events, debug registers, the rest."""
+    fixed = bytes(4 + 144 + 312 + 392 + 1024 + 64 + 128)
+    extended = struct.pack("<I", xsave) + bytes(xsave)
+    cpuid = struct.pack("<I", leaves) + bytes(40 * leaves)
+    return fixed + extended + cpuid + struct.pack("<I", msrs) + bytes(16 * msrs)
+
+
+def snapshots() -> Iterator[bytes]:
+    """As fuzz/snapshot.c reads them: a state without its header."""
+    chips = b"".join(struct.pack("<I", number) + bytes(516) for number in range(3))
+    start = struct.pack("<Q", 0x4000) + bytes(48) + chips + bytes(8)
+    one = struct.pack("<I", 1) + saved_processor(3, 5, 4096)
+    two = struct.pack("<I", 2) + 2 * saved_processor(1, 0, 4096)
+    for device in (struct.pack("<I", 0), saved_device(15, 1), saved_device(11, 0)):
+        for processors in (one, two):
+            yield start + device + processors
+
+
 # actions of fuzz/net.c
 N_DESCRIBE, N_PUBLISH, N_SPOIL, N_KICK, N_SETTLE, N_TAKE, N_SEND, N_RECEIVE, N_LEAVE = range(9)
 N_RESTART = 9
@@ -269,27 +323,31 @@ FRAMES = (
 
 
 def main(directory: Path, towrite: Path) -> int:
-    fuses = [fuse(requests) for requests in FUSES]
-    made_here = (("virtqueue", virtqueues()), ("mmio", mmios()), ("net", NETS),
-                 ("reach", FRAMES), ("fuse", fuses))  # fmt: skip
-    for name, inputs in made_here:
+    made: dict[str, Iterable[bytes]] = {
+        "argv": (),
+        "plan": (),
+        "hand": (hand(*parts) for parts in HANDS),
+        "agent": agents(),
+        "virtqueue": virtqueues(),
+        "mmio": mmios(),
+        "snapshot": snapshots(),
+        "vsock": VSOCKS,
+        "net": NETS,
+        "reach": FRAMES,
+        "fuse": map(fuse, FUSES),
+    }
+    for name, inputs in made.items():
         (directory / name).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):
             (directory / name / str(number)).write_bytes(data)
-    for name in ("argv", "plan", "hand", "vsock"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    for number, parts in enumerate(HANDS):
-        (directory / "hand" / str(number)).write_bytes(hand(*parts))
-    for number, actions in enumerate(VSOCKS):
-        (directory / "vsock" / str(number)).write_bytes(actions)
     for number, line in enumerate(LINES):
         words = line.split()
         data = b"".join(word.encode() + b"\0" for word in words)
         (directory / "argv" / str(number)).write_bytes(data)
         # data that is read while parsing is not there: those lines give no plan
-        made = subprocess.run([towrite, *words], capture_output=True, check=False)
-        if made.returncode == 0:
-            (directory / "plan" / str(number)).write_bytes(made.stdout)
+        done = subprocess.run([towrite, *words], capture_output=True, check=False)
+        if done.returncode == 0:
+            (directory / "plan" / str(number)).write_bytes(done.stdout)
     return 0 if list((directory / "plan").iterdir()) else 1
 
 

@@ -75,6 +75,34 @@ def opened(kind: str, key: str, make: Callable[[BinaryIO], None]) -> BinaryIO:
     return file
 
 
+def found(kind: str, key: str) -> BinaryIO | None:
+    """The file if it is there, to be read."""
+    try:
+        with _own_directory() as place:
+            return _found(place, kind, key)
+    except _Unusable:
+        return None
+
+
+def keep(kind: str, key: str, make: Callable[[BinaryIO], None]) -> None:
+    """Have ``make`` write the file, unless it is there, or there is no place for it.
+
+    Raises:
+        Exception: what ``make`` raises.
+    """
+    try:
+        with _own_directory() as place:
+            (_found(place, kind, key) or _made(place, kind, key, make)).close()
+    except _Unusable as reason:
+        log.info("%s is not used: %s", directory(), reason)
+
+
+def drop(kind: str, key: str) -> None:
+    """Remove a file that turned out to be of no use."""
+    with suppress(_Unusable, OSError), _own_directory() as place:
+        os.unlink(f"{kind}-{key}", dir_fd=place)
+
+
 class _Unusable(Exception):
     pass
 
@@ -112,15 +140,16 @@ def _found(place: int, kind: str, key: str) -> BinaryIO | None:
 
 
 def _made(place: int, kind: str, key: str, make: Callable[[BinaryIO], None]) -> BinaryIO:
-    with _locked(place):
+    with _locked(place, kind):
         # another one may have made it while we waited
         return _found(place, kind, key) or _written(place, kind, key, make)
 
 
 @contextmanager
-def _locked(place: int) -> Iterator[None]:
+def _locked(place: int, kind: str) -> Iterator[None]:
+    """One file of a kind is made at a time; one of another kind may be needed for it."""
     try:
-        fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
+        fd = os.open(f"lock-{kind}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
                      dir_fd=place)  # fmt: skip
     except OSError as error:
         raise _Unusable(error) from None
@@ -164,7 +193,7 @@ def _tidy(place: int, kind: str) -> None:
     by_use: list[tuple[int, str]] = []
     for name in os.listdir(place):
         with suppress(OSError):
-            if name.startswith(_PART):
+            if name.startswith(f"{_PART}{kind}-"):
                 os.unlink(name, dir_fd=place)
             elif name.startswith(f"{kind}-"):
                 by_use.append((os.stat(name, dir_fd=place).st_mtime_ns, name))

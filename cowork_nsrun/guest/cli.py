@@ -7,9 +7,6 @@ import json
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from cowork_nsrun.guest.exec import Request, execute, read_plan
 from cowork_nsrun.guest.kernel import VARIABLE, Kernel, find_kernels
 from cowork_nsrun.guest.limits import Limits
@@ -38,13 +35,17 @@ def _verdict(kernel: Kernel) -> str:
     return f"unfit: {kernel.unfit}" + (f"; what helps: {kernel.remedy}" if kernel.remedy else "")
 
 
-def _table(found: Sequence[Kernel]) -> Table:
+def _print_table(found: Sequence[Kernel]) -> None:
+    # a command that is to run does not wait for these
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False)
     for column in ("release", "image", "origin", "verdict"):
         table.add_column(column, overflow="fold")
     for kernel in found:
         table.add_row(kernel.release, str(kernel.path), kernel.origin, _verdict(kernel))
-    return table
+    Console(highlight=False).print(table)
 
 
 def _kernels(options: argparse.Namespace) -> int:
@@ -52,7 +53,7 @@ def _kernels(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps([_as_json(kernel) for kernel in found], indent=2) + "\n")
     elif sys.stdout.isatty():
-        Console(highlight=False).print(_table(found))
+        _print_table(found)
     else:
         for kernel in found:
             words = (kernel.release, str(kernel.path), kernel.origin, _verdict(kernel))

@@ -9,17 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
-import socket
 import sys
 import termios
-import threading
 import time
-import tty
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from types import FrameType
 
 from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.errors import NsrunError
@@ -28,14 +23,8 @@ from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
 from cowork_nsrun.guest.network import Network
+from cowork_nsrun.guest.standin import Forwarding, relay
 from cowork_nsrun.plan import Extras, Plan
-
-CHUNK = 1 << 18
-#: signals that go to the command; SIGKILL needs no help, and SIGTSTP stops only this side
-FORWARDED = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
-    signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +85,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
         plan = plan.with_extras(Extras(PlanFlag.TERMINAL))
     translation = translate(plan)
     with (
-        _Forwarding() as forwarding,
+        Forwarding() as forwarding,
         Machine(
             request.kernel,
             request.size,
@@ -105,7 +94,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
         ) as machine,
     ):
         if request.life_fd >= 0:
-            _thread(_watch, request.life_fd, forwarding)
+            forwarding.watch(request.life_fd)
         try:
             machine.wait_ready()
             if translation.hold is not None:
@@ -113,7 +102,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
             settings = own_settings(request.limits.within(translation.limits))
             with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
-                status = _relayed(command, tell)
+                status = relay(command, lambda: tell({"started": True}))
             _say_lost(machine.network)
         except NsrunError as error:
             raise machine.explain(error) from None
@@ -173,127 +162,6 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-# --- signals ------------------------------------------------------------------------------
-
-
-class _Forwarding(ExitStack):
-    """Signals go to the command, those that come before it is there as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._command: Command | None = None
-        self._early: list[int] = []
-
-    def __enter__(self) -> _Forwarding:
-        super().__enter__()
-        for number in FORWARDED:
-            # what was ignored from the start stays so: nohup(1)
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._handle(number, self._forward)
-        self._handle(signal.SIGWINCH, self._resize)
-        # a relay that reads or sets the terminal in the background gets errors instead
-        self._handle(signal.SIGTTIN, signal.SIG_IGN)
-        self._handle(signal.SIGTTOU, signal.SIG_IGN)
-        return self
-
-    def _handle(self, number: int, handler: signal._HANDLER) -> None:
-        self.callback(signal.signal, number, signal.signal(number, handler))
-
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if self._command is None:
-            self._early.append(number)
-        else:
-            self._command.signal(number)
-
-    def _resize(self, _number: int, _frame: FrameType | None) -> None:
-        if self._command is not None and self._command.terminal is not None:
-            with suppress(OSError):
-                columns, rows = os.get_terminal_size(0)
-                self._command.resize(rows, columns)
-
-    def signal(self, number: int) -> None:
-        """To the command, at once or when it is there."""
-        self._forward(number, None)
-
-    def to(self, command: Command) -> None:
-        """From now on to this one."""
-        self._command = command
-        while self._early:
-            command.signal(self._early.pop(0))
-
-
-def _watch(fd: int, forwarding: _Forwarding) -> None:
-    """The owner's words: bytes are signals; its end is the machine's, which sees ours."""
-    with suppress(OSError):
-        while data := os.read(fd, 64):
-            for number in data:
-                forwarding.signal(number)
-    os._exit(128 + signal.SIGKILL)
-
-
-# --- streams ------------------------------------------------------------------------------
-
-
-def _relayed(command: Command, tell: Callable[[dict[str, object]], None]) -> int:
-    """Carry the streams until the command has ended, and all that it wrote has arrived."""
-    writers = []
-    with _raw(command.terminal is not None):
-        for stream, fd in ((command.stdout, 1), (command.stderr, 2), (command.terminal, 1)):
-            if stream is not None:
-                writers.append(_thread(_carry_out, stream, fd))
-        source = command.terminal or command.stdin
-        if source is not None:
-            _thread(_carry_in, source, command.terminal is not None)
-        tell({"started": True})
-        status = command.wait()
-        for writer in writers:
-            writer.join()
-    return status
-
-
-def _thread(target: Callable[..., None], *args: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=args, daemon=True)
-    thread.start()
-    return thread
-
-
-def _carry_out(stream: socket.socket, fd: int) -> None:
-    with suppress(OSError):
-        while data := stream.recv(CHUNK):
-            left = memoryview(data)
-            while left:
-                left = left[os.write(fd, left) :]
-        return
-    # nobody reads any more: the command's next write is to fail
-    with suppress(OSError):
-        stream.shutdown(socket.SHUT_RD)
-
-
-def _carry_in(stream: socket.socket, terminal: bool) -> None:
-    with suppress(OSError):
-        while data := os.read(0, CHUNK):
-            stream.sendall(data)
-        if terminal:
-            stream.sendall(b"\x04")
-    if not terminal:
-        with suppress(OSError):
-            stream.shutdown(socket.SHUT_WR)
-
-
-@contextmanager
-def _raw(wanted: bool) -> Iterator[None]:
-    """Every key goes to the command, ctrl-C too: termios(3)."""
-    if not wanted:
-        yield
-        return
-    before = termios.tcgetattr(0)
-    tty.setraw(0)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def read_plan(fd: int) -> Plan:

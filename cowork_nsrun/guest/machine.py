@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest import cache, template
 from cowork_nsrun.guest.agent import Agent, Command, Settings
 from cowork_nsrun.guest.compile import Translation
 from cowork_nsrun.guest.image import prepare
-from cowork_nsrun.guest.kernel import choose
+from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import GuestError, Monitor, StreamRefused, find_beside
 from cowork_nsrun.guest.vmm import Settings as MonitorSettings
+
+log = logging.getLogger(__name__)
 
 #: of a guest's memory, in MiB: what it never touches costs nothing
 MEMORY_MIB = 1024
@@ -73,6 +77,9 @@ class Machine(Closing):
         network: whether it reaches what this process reaches.
         loopback: and the host's 127.0.0.1, as 10.0.2.2.
 
+    It is a clone of a template, if there is one; else it boots, and once it is ready becomes
+    the template of those that come after it.
+
     Raises:
         NsrunError: there is no fit kernel, or it can't be started.
     """
@@ -86,26 +93,63 @@ class Machine(Closing):
         loopback: bool = False,
     ) -> None:
         size = size or Size()
-        with ExitStack() as on_error:
-            self.network = None
-            if network:
-                self.network = on_error.enter_context(Network(loopback=loopback))
-            with (
-                prepare(choose(kernel), find_beside("nsrun-agent"), network=network) as image,
-                _view(()) as view,
-            ):
-                settings = MonitorSettings(
-                    memory_mib=size.memory(),
-                    cpus=size.processors(),
-                    cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
-                    shares={_TAG: view},
-                    network=self.network,
-                )
-                self.monitor = Monitor(image, settings)
+        found, agent = choose(kernel), find_beside("nsrun-agent")
+        with ExitStack() as on_error, _view(()) as view:
+            self._loopback = loopback
+            self.network = Network(loopback=loopback) if network else None
+            on_error.callback(self._close_network)
+            settings = MonitorSettings(
+                memory_mib=size.memory(),
+                cpus=size.processors(),
+                cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
+                shares={_TAG: view},
+                network=self.network,
+            )
+            self._template: str | None = template.key(found, agent, settings)
+            self.monitor = self._restored(settings) or self._booted(found, agent, settings)
             on_error.pop_all()
         self.agent = Agent(self.monitor.connect)
         self._sharing = threading.Lock()
         self._numbers: dict[tuple[Export, ...], int] = {}
+
+    def _booted(self, kernel: Kernel, agent: Path, settings: MonitorSettings) -> Monitor:
+        with prepare(kernel, agent, network=self.network is not None) as image:
+            return Monitor(image, replace(settings, network=self.network))
+
+    def _restored(self, settings: MonitorSettings) -> Monitor | None:
+        """A clone, or None; then a template is wanted."""
+        assert self._template is not None
+        file = cache.found(template.KIND, self._template)
+        if file is None:
+            return None
+        with file:
+            monitor = template.Template(file, settings).restore()
+        try:
+            monitor.wait_running()
+        except GuestError as error:
+            log.warning("a template is of no use, and is removed: %s", error)
+            cache.drop(template.KIND, self._template)
+            monitor.close()
+            if self.network is not None:
+                # the one that there was went with the monitor
+                self.network.close()
+                self.network = Network(loopback=self._loopback)
+            return None
+        self._template = None
+        return monitor
+
+    def _keep(self) -> None:
+        """It is as new: others can begin here."""
+        key, self._template = self._template, None
+        if key is None:
+            return
+        try:
+            cache.keep(template.KIND, key, self._save)
+        except GuestError as error:
+            log.info("no template was made: %s", error)
+
+    def _save(self, file: BinaryIO) -> None:
+        template.Template.save(self.monitor, file)
 
     def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
         """Wait until the agent listens.
@@ -125,6 +169,7 @@ class Machine(Closing):
                         self.monitor.console,
                     ) from None
             else:
+                self._keep()
                 return
             time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
             tries += 1
@@ -179,5 +224,8 @@ class Machine(Closing):
     def close(self) -> None:
         """End it at once: nothing in it is worth more than the host's files."""
         self.monitor.close()
+        self._close_network()
+
+    def _close_network(self) -> None:
         if self.network is not None:
             self.network.close()

@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
@@ -41,6 +41,8 @@ CONSOLE_TAIL = 64 << 10
 COMMAND_LINE = "console=ttyS0 reboot=t panic=-1 random.trust_cpu=on rdinit=/init"
 
 _RECORD = struct.Struct("=IIQ")
+#: PAUSE and RESUME, and their answers, have none; one of them at a time
+_NO_COOKIE = 0
 _LINES_SHOWN = 12
 _MESSAGES_LIMIT = 16 << 10
 
@@ -54,6 +56,7 @@ class Record(IntEnum):
     PAUSE = 4
     RESUME = 5
     EXPORTS = 6
+    SAVE = 7
     RUNNING = 65
     CONNECTED = 66
     REFUSED = 67
@@ -63,6 +66,8 @@ class Record(IntEnum):
     ENDED = 71
     EXPORTED = 72
     NOT_EXPORTED = 73
+    SAVED = 76
+    NOT_SAVED = 77
 
 
 class Ended(IntEnum):
@@ -137,14 +142,106 @@ def find_beside(name: str, remedy: str = "install the cowork-nsrun package again
     return path
 
 
+class Process(Protocol):
+    """A monitor's process; ``subprocess.Popen`` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """How it ended, as Popen has it; None: not yet, or that is not known."""
+
+    def wait(self) -> int:
+        """Wait for its end."""
+
+    def kill(self) -> None:
+        """Send SIGKILL; too late, nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The monitor's ends of its sockets: control, console, and for its messages."""
+
+    control: socket.socket
+    console: socket.socket
+    messages: socket.socket
+
+
+class Source(Protocol):
+    """What a machine is made from."""
+
+    def start(self, settings: Settings, ends: Ends) -> Process:
+        """A monitor of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A machine that boots an image."""
+
+    image: Image
+
+    def start(self, settings: Settings, ends: Ends) -> Process:
+        """A monitor that boots it."""
+        image = self.image
+        words = ["--kernel-fd", str(image.vmlinux.fileno())]
+        words += ["--initrd-fd", str(image.initramfs.fileno())]
+        words += ["--cmdline", f"{COMMAND_LINE} {settings.cmdline}".strip()]
+        words += ["--memory", str(settings.memory_mib), "--cpus", str(settings.cpus)]
+        words += ["--control-fd", str(ends.control.fileno())]
+        words += ["--console-fd", str(ends.console.fileno())]
+        given = (image.vmlinux, image.initramfs, ends.control, ends.console)
+        return run_monitor(words, settings, [end.fileno() for end in given], ends.messages)
+
+
+def run_monitor(
+    words: Sequence[str], settings: Settings, fds: Sequence[int], messages: socket.socket
+) -> subprocess.Popen[bytes]:
+    """``nsrun-vmm`` with these words and the settings' devices, which are always the same.
+
+    Raises:
+        GuestError: it can't be executed.
+    """
+    devices = ["--rng", "--balloon", "--vsock", str(settings.cid)]
+    for tag, view in settings.shares.items():
+        devices += ["--fs", f"{tag}={view.fileno()}"]
+    fds = [*fds, *(view.fileno() for view in settings.shares.values())]
+    if settings.network is not None:
+        card = settings.network.card
+        devices += ["--net", f"{card.fileno()}:mtu={settings.network.mtu}"]
+        fds.append(card.fileno())
+    if not settings.jail:
+        devices.append("--no-jail")
+    program = find_beside("nsrun-vmm")
+    try:
+        process = subprocess.Popen(
+            [str(program), *words, *devices],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=messages.fileno(),
+            pass_fds=fds,
+            # a signal of the terminal's is for the command in the guest
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise GuestError(f"{program}: {error.strerror}", errno=error.errno or 0) from error
+    if settings.network is not None:
+        settings.network.hand_over()
+    return process
+
+
 class Monitor(Closing):
     """A running machine.
+
+    Arguments:
+        source: what it boots, or otherwise begins as.
+        settings: what it has.
 
     Raises:
         GuestError: it can't be started.
     """
 
-    def __init__(self, image: Image, settings: Settings | None = None) -> None:
+    def __init__(self, source: Image | Source, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self._lock = threading.Lock()
         self._sending = threading.Lock()
@@ -157,12 +254,15 @@ class Monitor(Closing):
         self._gone = False
         self._over = threading.Event()
         self._running = threading.Event()
+        if isinstance(source, Image):
+            source = Boot(source)
         with ExitStack() as theirs:
             control, self._control = self._pair(theirs, socket.SOCK_SEQPACKET)
             console, self._console_end = self._pair(theirs, socket.SOCK_STREAM)
             messages, self._messages_end = self._pair(theirs, socket.SOCK_STREAM)
+            console.setblocking(False)
             try:
-                self._process = self._start(image, control, console, messages)
+                self._process = source.start(self.settings, Ends(control, console, messages))
             except BaseException:
                 self._close_ends()
                 raise
@@ -174,44 +274,6 @@ class Monitor(Closing):
         """The monitor's end, which we give away, and ours."""
         other, ours = socket.socketpair(socket.AF_UNIX, kind)
         return theirs.enter_context(other), ours
-
-    def _start(
-        self, image: Image, control: socket.socket, console: socket.socket, messages: socket.socket
-    ) -> subprocess.Popen[bytes]:
-        settings = self.settings
-        console.setblocking(False)
-        fds = [image.vmlinux.fileno(), image.initramfs.fileno(), control.fileno(), console.fileno()]
-        names = ("--kernel-fd", "--initrd-fd", "--control-fd", "--console-fd")
-        words = [word for pair in zip(names, map(str, fds), strict=True) for word in pair]
-        words += ["--cmdline", f"{COMMAND_LINE} {settings.cmdline}".strip()]
-        words += ["--memory", str(settings.memory_mib), "--cpus", str(settings.cpus)]
-        words += ["--rng", "--vsock", str(settings.cid)]
-        for tag, view in settings.shares.items():
-            words += ["--fs", f"{tag}={view.fileno()}"]
-            fds.append(view.fileno())
-        if settings.network is not None:
-            card = settings.network.card
-            words += ["--net", f"{card.fileno()}:mtu={settings.network.mtu}"]
-            fds.append(card.fileno())
-        if not settings.jail:
-            words.append("--no-jail")
-        program = find_beside("nsrun-vmm")
-        try:
-            process = subprocess.Popen(
-                [str(program), *words],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=messages.fileno(),
-                pass_fds=fds,
-                # a signal of the terminal's is for the command in the guest
-                start_new_session=True,
-            )
-        except OSError as error:
-            text = f"{program}: {error.strerror}"
-            raise GuestError(text, errno=error.errno or 0) from error
-        if settings.network is not None:
-            settings.network.hand_over()
-        return process
 
     # --- what the monitor says ------------------------------------------------------------
 
@@ -290,6 +352,9 @@ class Monitor(Closing):
             log.debug("the monitor says %d, %d, %d to nobody", kind, port, value)
         elif kind == Record.REFUSED:
             future.set_exception(StreamRefused(f"the guest refuses a stream to its port {port}"))
+        elif kind == Record.NOT_SAVED:
+            text = f"the machine can't be saved: {os.strerror(port)}"
+            future.set_exception(GuestError(text, errno=port))
         elif kind == Record.NOT_EXPORTED:
             text = f"the monitor can't share these files: {os.strerror(port)}"
             future.set_exception(GuestError(text, errno=port))
@@ -308,9 +373,17 @@ class Monitor(Closing):
             self._over.wait()
             raise self.failure() from None
 
-    def _ask(self, kind: Record, port: int, fds: Sequence[int], timeout: float | None) -> int:
+    def _ask(
+        self,
+        kind: Record,
+        port: int,
+        fds: Sequence[int],
+        timeout: float | None,
+        cookie: int | None = None,
+    ) -> int:
         """Send a record with a cookie, and wait for its answer."""
-        cookie = next(self._cookies)
+        if cookie is None:
+            cookie = next(self._cookies)
         future: Future[int] = Future()
         with self._lock:
             if self._gone:
@@ -370,6 +443,34 @@ class Monitor(Closing):
         self._listeners[port] = listener
         self._send(Record.LISTEN, port, 0)
 
+    def pause(self) -> None:
+        """Stop its processors; when this returns they stand still.
+
+        Raises:
+            GuestError: the machine is gone.
+        """
+        self._ask(Record.PAUSE, 0, [], None, cookie=_NO_COOKIE)
+
+    def resume(self) -> None:
+        """Let its processors go on.
+
+        Raises:
+            GuestError: the machine is gone.
+        """
+        self._ask(Record.RESUME, 0, [], None, cookie=_NO_COOKIE)
+
+    def save(self, file: BinaryIO) -> None:
+        """Write all of a paused machine to an empty file, for a template.
+
+        Raises:
+            GuestError: it can't be saved: EBUSY while streams are open or files shared.
+        """
+        try:
+            self._ask(Record.SAVE, 0, [file.fileno()], None)
+        except GuestError as error:
+            why = bytes(self._messages).decode(errors="replace").strip().rpartition("\n")[2]
+            raise GuestError(f"{error.text}: {why}", errno=error.errno) from None
+
     # --- its life -------------------------------------------------------------------------
 
     @property
@@ -415,7 +516,9 @@ class Monitor(Closing):
 
     def _how_it_ended(self) -> str:
         status = self._process.poll()
-        if status is not None and status < 0:
+        if status is None:
+            return "nsrun-vmm is gone"
+        if status < 0:
             with suppress(ValueError):
                 return f"nsrun-vmm was killed by {signal.Signals(-status).name}"
         return f"nsrun-vmm ended with status {status}"

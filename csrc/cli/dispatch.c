@@ -125,6 +125,7 @@ static int run_kvm(const struct dispatch *d, int tell)
 	char number[16];
 	char *argv[] = { program, word, exec, option, number, NULL };
 	pid_t parent = getppid();
+	sigset_t sigchld;
 	int fd;
 
 	if (tell && !d->plan->choice.quiet)
@@ -135,6 +136,10 @@ static int run_kvm(const struct dispatch *d, int tell)
 	if (d->plan->number[NSR_FLAGS] & NSR_DIE_WITH_PARENT &&
 	    (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent))
 		return nsr_diag_errno(d->diag, errno, "Can't die with the parent");
+	/* our attempt may have blocked it */
+	sigemptyset(&sigchld);
+	sigaddset(&sigchld, SIGCHLD);
+	sigprocmask(SIG_UNBLOCK, &sigchld, NULL);
 	snprintf(number, sizeof(number), "%d", fd);
 	return nsr_python(argv);
 }

@@ -244,8 +244,8 @@ _Noreturn void nsr_power_off(void)
 	if (!nsr_agent.pid_1)
 		_exit(EXIT_SUCCESS);
 	kill(-1, SIGKILL);
-	umount2(EXPORTS, MNT_DETACH);
 	sync();
+	umount2(EXPORTS, MNT_DETACH);
 	reboot(RB_POWER_OFF);
 	nsr_say("the machine can't be switched off: %s", strerror(errno));
 	_exit(EXIT_FAILURE);

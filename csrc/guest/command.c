@@ -263,8 +263,9 @@ static void send_info(struct nsr_command *command)
 	info.flags = (nsr_agent.pid_1 ? NSR_INFO_PID_1 : 0) |
 		     (nsr_agent.cgroups ? NSR_INFO_LIMITS : 0);
 	if (!uname(&name)) {
-		memcpy(info.release, name.release, strnlen(name.release, sizeof(info.release) - 1));
-		memcpy(info.machine, name.machine, strnlen(name.machine, sizeof(info.machine) - 1));
+		_Static_assert(sizeof(name.release) < NSR_RELEASE_BYTES, "with a NUL");
+		memcpy(info.release, name.release, sizeof(name.release));
+		memcpy(info.machine, name.machine, sizeof(name.machine));
 	}
 	nsr_control_send(&command->control, NSR_FRAME_INFO, &info, sizeof(info));
 }
@@ -410,6 +411,7 @@ static void drop(struct nsr_command *command)
 {
 	if (command->job >= 0)
 		close(command->job);
+	nsr_loop_close(&command->line);
 	nsr_control_close(&command->control);
 	free(command->settings);
 	free(command);

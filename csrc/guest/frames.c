@@ -77,18 +77,18 @@ int nsr_settings_read(struct nsr_host_settings *out, const uint8_t *bytes, size_
 	return 0;
 }
 
+_Static_assert(sizeof(struct nsr_frame) + sizeof(struct nsr_failed) +
+	       sizeof(((struct nsr_diag *)0)->path) + NSR_DIAG_TEXT <= NSR_FAILED_FRAME_MAX,
+	       "whatever is said fits");
+
 size_t nsr_failed_write(uint8_t out[NSR_FAILED_FRAME_MAX], const struct nsr_diag *diag)
 {
-	const size_t room = NSR_FAILED_FRAME_MAX - sizeof(struct nsr_frame) -
-			    sizeof(struct nsr_failed);
 	size_t path = strnlen(diag->path, sizeof(diag->path));
 	size_t text = strnlen(diag->text, sizeof(diag->text));
 	struct nsr_failed failed = { .step = (uint32_t)diag->step, .err = diag->err };
 	struct nsr_frame frame = { .type = NSR_FRAME_FAILED };
 	uint8_t *at = out;
 
-	if (text > room - path)
-		text = room - path;
 	failed.path_length = (uint32_t)path;
 	failed.text_length = (uint32_t)text;
 	frame.length = (uint32_t)(sizeof(failed) + path + text);

@@ -21,7 +21,7 @@ struct nsr_host_settings {
 int nsr_settings_read(struct nsr_host_settings *out, const uint8_t *bytes, size_t len,
 		      struct nsr_diag *diag);
 
-/* FAILED, head and all, of what happened; the length.  Path and text are cut to fit. */
+/* FAILED, head and all, of what happened; the length. */
 enum { NSR_FAILED_FRAME_MAX = 14 << 10 };
 size_t nsr_failed_write(uint8_t out[NSR_FAILED_FRAME_MAX], const struct nsr_diag *diag);
 

@@ -17,9 +17,12 @@ enum {
 	NSR_JOB_PLAN = 20480,
 };
 #define NSR_WARDEN_OPTION "--warden"
+/* Below the command's cgroup: the root of a cgroup namespace, with the limits above it. */
+#define NSR_LIMITS_INNER "inner"
 
 struct nsr_job {
 	uint64_t plan_length;
+	int32_t guest;              /* all is ours, see mount_proc() */
 	int32_t own_userns;         /* it was made for the right to make the others */
 	struct rlimit nofile;       /* what the command gets */
 	char limits[NSR_LIMITS_PATH];

@@ -9,9 +9,9 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "agent.h"
 #include "cgroups.h"
 #include "diag.h"
+#include "job.h"
 #include "probe.h"
 
 #define CGROUP_V2_MAGIC 0x63677270
@@ -115,6 +115,7 @@ int nsr_limits_make(struct nsr_command *command, struct nsr_diag *diag)
 {
 	static unsigned long long number;
 	const struct nsr_settings *head = &command->settings->head;
+	char inner[FILE_PATH];
 	int ret;
 
 	if (!nsr_agent.cgroups && (head->memory || head->processes || head->cpu_thousandths))
@@ -123,10 +124,10 @@ int nsr_limits_make(struct nsr_command *command, struct nsr_diag *diag)
 		return 0;
 	snprintf(command->limits, sizeof(command->limits), "%s/nsrun-%llu", nsr_agent.cgroups,
 		 ++number);
-	if (mkdir(command->limits, 0755)) {
-		ret = nsr_diag_errno(diag, errno, "Can't make the cgroup %s", command->limits);
-		snprintf(diag->path, sizeof(diag->path), "%s", command->limits);
-		command->limits[0] = '\0';
+	snprintf(inner, sizeof(inner), "%s/" NSR_LIMITS_INNER, command->limits);
+	if (mkdir(command->limits, 0755) || mkdir(inner, 0755)) {
+		ret = nsr_diag_errno(diag, errno, "Can't make the cgroup %s", inner);
+		snprintf(diag->path, sizeof(diag->path), "%s", inner);
 		return ret;
 	}
 	return set(command, diag);

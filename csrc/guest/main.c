@@ -148,7 +148,7 @@ static _Noreturn void serve(int listener, int host_only)
 
 static int usage(void)
 {
-	fputs("usage: nsrun-agent --listen-unix PATH [--cgroup DIRECTORY]\n"
+	fputs("usage: nsrun-agent --listen-unix PATH\n"
 	      "Runs plans for whoever connects; by itself the first process of a microVM.\n", stderr);
 	return USAGE;
 }
@@ -164,18 +164,12 @@ static _Noreturn void be_first(const char *program)
 	serve(listen_vsock(), 1);
 }
 
-static _Noreturn void be_server(const char *path, const char *cgroups)
+static _Noreturn void be_server(const char *path)
 {
 	nsr_agent.program = open("/proc/self/exe", O_PATH | O_CLOEXEC);
 	if (nsr_agent.program < 0)
 		die("/proc/self/exe");
 	keep_limits();
-	if (cgroups) {
-		nsr_agent.cgroups = nsr_limits_open(cgroups);
-		errno = ENOTSUP;
-		if (!nsr_agent.cgroups)
-			die(cgroups);
-	}
 	serve(listen_unix(path), 0);
 }
 
@@ -184,9 +178,8 @@ int main(int argc, char **argv)
 	if (argc == 2 && !strcmp(argv[1], NSR_WARDEN_OPTION))
 		return nsr_warden_main();
 	take_first_fds();
-	if ((argc == 3 || argc == 5) && !strcmp(argv[1], "--listen-unix") &&
-	    (argc == 3 || !strcmp(argv[3], "--cgroup")))
-		be_server(argv[2], argc == 5 ? argv[4] : NULL);
+	if (argc == 3 && !strcmp(argv[1], "--listen-unix"))
+		be_server(argv[2]);
 	/* words of the kernel's command line may be among our arguments */
 	if (getpid() == 1 && argc)
 		be_first(argv[0]);

@@ -109,6 +109,7 @@ static int write_job(const struct nsr_command *command, int own_userns)
 
 	job = (struct nsr_job){
 		.plan_length = command->plan_length,
+		.guest = nsr_agent.pid_1,
 		.own_userns = own_userns,
 		.nofile = nsr_agent.nofile,
 		.settings = *command->settings,

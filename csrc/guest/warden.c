@@ -107,12 +107,12 @@ static int put_at_path(const char *path, const char *text)
 
 static int enter_limits(const struct nsr_job *job)
 {
-	char path[NSR_LIMITS_PATH + 16];
+	char path[NSR_LIMITS_PATH + 32];
 	int ret;
 
 	if (!job->limits[0])
 		return 0;
-	snprintf(path, sizeof(path), "%s/cgroup.procs", job->limits);
+	snprintf(path, sizeof(path), "%s/" NSR_LIMITS_INNER "/cgroup.procs", job->limits);
 	ret = put_at_path(path, "0");
 	return ret ? nsr_diag_errno(&run.diag, -ret, "Can't enter the cgroup %s", job->limits) : 0;
 }
@@ -190,14 +190,17 @@ static void reset_signals(void)
 }
 
 /*
- * The command sees the processes of its own pid namespace.  A user may not be
- * allowed to mount it where parts of /proc are covered: then it stays as it is.
+ * The command sees the processes of its own pid namespace.  In a guest the one
+ * with the agent in it goes, which else a payload that is root could lay bare.
+ * A user may not be allowed to mount it where parts of /proc are covered: then
+ * it stays as it is.
  */
 static void mount_proc(const struct nsr_job *job)
 {
 	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    (job->guest && umount2("/proc", MNT_DETACH)) ||
 	    (mount("proc", "/proc", "proc", flags, NULL) && !job->own_userns)) {
 		nsr_diag_errno(&run.diag, errno, "Can't mount /proc");
 		give_up(&run.diag);

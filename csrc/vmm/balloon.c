@@ -61,7 +61,7 @@ struct vmm_device *vmm_balloon_new(void)
 		.name = "balloon", .id = BALLOON_ID, .n_queues = 3,
 		.queue_max = { BALLOON_QUEUE, BALLOON_QUEUE, BALLOON_QUEUE },
 		.features = F_REPORTING, .config_size = CONFIG_BYTES, .config_read = config_read,
-		.notify = notify,
+		.notify = notify, .save = vmm_device_save_nothing, .load = vmm_device_load_nothing,
 	};
 	static struct vmm_device device = { .ops = &ops };
 

@@ -192,6 +192,29 @@ static void reset(struct vmm_device *device)
 	blk->pending = false;
 }
 
+/* A disk that was written to is not the one that clones would be given. */
+static const char *save(struct vmm_device *device, struct vmm_own_state *own)
+{
+	struct blk *blk = blk_of(device);
+
+	if (!blk->read_only)
+		return "only a machine whose disks are read-only can be saved";
+	while (blk->busy)
+		pthread_cond_wait(&blk->idle, vmm_lock_mutex());
+	own->len = sizeof(blk->config);
+	memcpy(own->data, &blk->config, sizeof(blk->config));
+	return NULL;
+}
+
+static const char *load(struct vmm_device *device, const struct vmm_own_state *own)
+{
+	struct blk *blk = blk_of(device);
+
+	if (own->len != sizeof(blk->config) || memcmp(own->data, &blk->config, own->len))
+		return "the disk that was saved had another size";
+	return blk->read_only ? NULL : "the disk that was saved was read-only";
+}
+
 static void config_read(struct vmm_device *device, uint32_t offset, void *data, uint32_t len)
 {
 	memcpy(data, (uint8_t *)&blk_of(device)->config + offset, len);
@@ -218,7 +241,7 @@ struct vmm_device *vmm_blk_new(const struct vmm_blk_option *option)
 		.name = "blk", .id = BLK_ID, .n_queues = 1, .queue_max = { BLK_QUEUE },
 		.features = F_SEG_MAX | F_FLUSH | (option->read_only ? F_RO : 0),
 		.config_size = sizeof(blk->config), .config_read = config_read,
-		.notify = notify, .reset = reset,
+		.notify = notify, .reset = reset, .save = save, .load = load,
 	};
 	blk->device.ops = &blk->ops;
 	pthread_cond_init(&blk->kicked, NULL);

@@ -6,6 +6,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,32 +16,73 @@
 #define INITRD_END 0x7fffffffULL    /* the highest byte that every kernel takes */
 enum { PAGE = 4096, SEGMENTS = 64, PRESENT_WRITABLE = 3, LARGE_PAGE = 0x80 };
 
-/* len bytes of the file to a place within the guest's memory. */
-static void load(const struct vmm_memory *memory, int fd, const char *option, uint64_t offset,
-		 uint64_t gpa, uint64_t len)
-{
-	uint8_t *to = vmm_memory_at(memory, gpa, len);
+/* A file that the guest's memory is filled from. */
+struct source {
+	int fd;
+	const char *option;
+	uint64_t size;
+};
 
-	if (!to)
-		vmm_fail(0, "%s %d: it does not fit into the guest's memory; give more by --memory",
-			 option, fd);
+static struct source open_source(int fd, const char *option)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		vmm_fail(errno, "%s %d", option, fd);
+	if (!S_ISREG(st.st_mode))
+		vmm_fail(0, "%s %d: not a file", option, fd);
+	return (struct source){ .fd = fd, .option = option, .size = (uint64_t)st.st_size };
+}
+
+static void copy(const struct source *from, uint64_t offset, uint8_t *to, uint64_t len)
+{
 	while (len) {
-		ssize_t n = pread(fd, to, len, (off_t)offset);
+		ssize_t n = pread(from->fd, to, len, (off_t)offset);
 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			vmm_fail(n ? errno : 0, "%s %d: it ends before its last segment", option,
-				 fd);
+			vmm_fail(n ? errno : 0, "%s %d: it can't be read to its end", from->option,
+				 from->fd);
 		to += n;
 		offset += (uint64_t)n;
 		len -= (uint64_t)n;
 	}
 }
 
-static void load_segment(const struct vmm_memory *memory, int fd, const Elf64_Phdr *segment,
-			 uint64_t *end)
+/*
+ * len bytes of the file to a place within the guest's memory.  Whole pages are
+ * the file's own until they are written to: most of a kernel is never touched,
+ * and what is only read is shared by all machines.
+ */
+static void load(const struct vmm_memory *memory, const struct source *from, uint64_t offset,
+		 uint64_t gpa, uint64_t len)
 {
+	uint8_t *to = vmm_memory_at(memory, gpa, len);
+	uint64_t head = -offset & (PAGE - 1), pages;
+
+	if (!to)
+		vmm_fail(0, "%s %d: it does not fit into the guest's memory; give more by --memory",
+			 from->option, from->fd);
+	if (offset > from->size || len > from->size - offset)
+		vmm_fail(0, "%s %d: it ends before its last segment", from->option, from->fd);
+	if (offset % PAGE != gpa % PAGE || len < head + PAGE) {
+		copy(from, offset, to, len);
+		return;
+	}
+	pages = (len - head) & ~(uint64_t)(PAGE - 1);
+	if (mmap(to + head, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
+		 from->fd, (off_t)(offset + head)) == MAP_FAILED)
+		vmm_fail(errno, "%s %d: mmap", from->option, from->fd);
+	copy(from, offset, to, head);
+	copy(from, offset + head + pages, to + head + pages, len - head - pages);
+}
+
+static void load_segment(const struct vmm_memory *memory, const struct source *from,
+			 const Elf64_Phdr *segment, uint64_t *end)
+{
+	int fd = from->fd;
+
 	if (segment->p_filesz > segment->p_memsz || segment->p_paddr < VMM_KERNEL_LEAST ||
 	    segment->p_offset > INT64_MAX)
 		vmm_fail(0, "--kernel-fd %d: a segment for address %#llx", fd,
@@ -50,7 +92,7 @@ static void load_segment(const struct vmm_memory *memory, int fd, const Elf64_Ph
 			 "the guest's memory; give more by --memory", fd,
 			 (unsigned long long)segment->p_memsz,
 			 (unsigned long long)segment->p_paddr);
-	load(memory, fd, "--kernel-fd", segment->p_offset, segment->p_paddr, segment->p_filesz);
+	load(memory, from, segment->p_offset, segment->p_paddr, segment->p_filesz);
 	if (segment->p_paddr + segment->p_memsz > *end)
 		*end = segment->p_paddr + segment->p_memsz;
 }
@@ -58,6 +100,7 @@ static void load_segment(const struct vmm_memory *memory, int fd, const Elf64_Ph
 /* All segments of an ELF; its entry, and the first address behind it. */
 static uint64_t load_kernel(const struct vmm_memory *memory, int fd, uint64_t *end)
 {
+	struct source from = open_source(fd, "--kernel-fd");
 	Elf64_Ehdr head;
 	Elf64_Phdr segment[SEGMENTS];
 	size_t size;
@@ -74,7 +117,7 @@ static uint64_t load_kernel(const struct vmm_memory *memory, int fd, uint64_t *e
 		vmm_fail(0, "--kernel-fd %d: its program headers can't be read", fd);
 	for (uint32_t i = 0; i < head.e_phnum; i++)
 		if (segment[i].p_type == PT_LOAD)
-			load_segment(memory, fd, &segment[i], end);
+			load_segment(memory, &from, &segment[i], end);
 	if (!*end)
 		vmm_fail(0, "--kernel-fd %d: it has no segments", fd);
 	return head.e_entry;
@@ -84,21 +127,16 @@ static uint64_t load_kernel(const struct vmm_memory *memory, int fd, uint64_t *e
 static void load_initrd(const struct vmm_memory *memory, int fd, uint64_t kernel_end,
 			struct setup_header *header)
 {
-	uint64_t top = memory->region[0].size, at, size;
-	struct stat st;
+	struct source from = open_source(fd, "--initrd-fd");
+	uint64_t top = memory->region[0].size, size = from.size, at;
 
-	if (fstat(fd, &st) < 0)
-		vmm_fail(errno, "--initrd-fd %d", fd);
-	if (!S_ISREG(st.st_mode))
-		vmm_fail(0, "--initrd-fd %d: not a file", fd);
-	size = (uint64_t)st.st_size;
 	if (top > INITRD_END)
 		top = INITRD_END;
 	if (size > top || ((top - size) & ~(uint64_t)(PAGE - 1)) < kernel_end)
 		vmm_fail(0, "--initrd-fd %d: %llu bytes do not fit beside the kernel; give more "
 			 "by --memory", fd, (unsigned long long)size);
 	at = (top - size) & ~(uint64_t)(PAGE - 1);
-	load(memory, fd, "--initrd-fd", 0, at, size);
+	load(memory, &from, 0, at, size);
 	header->ramdisk_image = (uint32_t)at;
 	header->ramdisk_size = (uint32_t)size;
 }

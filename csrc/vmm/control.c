@@ -15,9 +15,11 @@
 #include "end.h"
 #include "fs_device.h"
 #include "loop.h"
+#include "snapshot.h"
 
 static struct vmm_event event = { .fd = -1 };
 static struct vmm_streams streams;
+static const struct vmm_vm *machine;
 static struct vmm_device *fs;
 
 union fd_message {
@@ -85,6 +87,22 @@ static void obey_connect(const struct vmm_record *record, int fd)
 	vmm_control_answer(VMM_REFUSED, record->port, record->value);
 }
 
+void vmm_control_set_machine(const struct vmm_vm *vm)
+{
+	machine = vm;
+}
+
+static void obey_save(const struct vmm_record *record, int fd)
+{
+	int ret;
+
+	if (fd < 0)
+		vmm_fail(0, "control: SAVE without a descriptor");
+	ret = vmm_snapshot_save(machine, fd);
+	close(fd);
+	vmm_control_answer(ret ? VMM_NOT_SAVED : VMM_SAVED, (uint32_t)-ret, record->value);
+}
+
 /* Unlocked, since the host's file systems may be slow to open what is named. */
 static int add_exports(int view)
 {
@@ -118,7 +136,8 @@ static void obey_exports(const struct vmm_record *record, int fd)
 
 static void obey(const struct vmm_record *record, int fd)
 {
-	if (fd >= 0 && record->type != VMM_CONNECT && record->type != VMM_EXPORTS)
+	if (fd >= 0 && record->type != VMM_CONNECT && record->type != VMM_EXPORTS &&
+	    record->type != VMM_SAVE)
 		vmm_fail(0, "control: a descriptor with a record of type %u", record->type);
 	switch (record->type) {
 	case VMM_CONNECT:
@@ -140,6 +159,9 @@ static void obey(const struct vmm_record *record, int fd)
 	case VMM_RESUME:
 		vmm_cpus_resume();
 		vmm_control_answer(VMM_RESUMED, 0, 0);
+		break;
+	case VMM_SAVE:
+		obey_save(record, fd);
 		break;
 	case VMM_EXPORTS:
 		obey_exports(record, fd);

@@ -27,6 +27,7 @@ enum vmm_record_type {
 	VMM_PAUSE = 4,
 	VMM_RESUME = 5,
 	VMM_EXPORTS = 6,            /* value: cookie, with a view's file: more for the guest to see */
+	VMM_SAVE = 7,               /* value: cookie, with an empty file; while paused */
 	/* monitor to owner */
 	VMM_RUNNING = 65,
 	VMM_CONNECTED = 66,         /* port, value: cookie */
@@ -37,6 +38,8 @@ enum vmm_record_type {
 	VMM_ENDED = 71,             /* port: a reason */
 	VMM_EXPORTED = 72,          /* port: the first one's index, value: cookie */
 	VMM_NOT_EXPORTED = 73,      /* port: an errno, value: cookie */
+	VMM_SAVED = 76,             /* value: cookie */
+	VMM_NOT_SAVED = 77,         /* port: errno, value: cookie */
 };
 
 enum vmm_ended {
@@ -54,6 +57,9 @@ struct vmm_streams {
 	void *device;
 };
 
+/* What is saved. */
+struct vmm_vm;
+void vmm_control_set_machine(const struct vmm_vm *vm);
 /* Serve the socket from now on; ends the monitor when that can't be. */
 void vmm_control_start(struct vmm_loop *loop, int fd);
 /* The device that EXPORTS are for; before it each is refused. */

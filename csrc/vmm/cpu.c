@@ -6,12 +6,12 @@
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include "boot.h"
+#include "cpu_state.h"
 #include "cpuid.h"
 #include "device.h"
 #include "end.h"
@@ -107,7 +107,8 @@ static void set_start(int fd, uint64_t entry)
 		vmm_fail(errno, "KVM_SET_FPU");
 }
 
-static void make(const struct vmm_vm *vm, uint32_t id, uint32_t n)
+/* A new one, with the page that is shared with it. */
+static struct cpu *create(const struct vmm_vm *vm, uint32_t id, uint32_t n)
 {
 	struct cpu *cpu = &cpus.cpu[id];
 	void *run;
@@ -119,6 +120,13 @@ static void make(const struct vmm_vm *vm, uint32_t id, uint32_t n)
 	if (run == MAP_FAILED)
 		vmm_fail(errno, "the page that is shared with processor %u", id);
 	cpu->run = run;
+	return cpu;
+}
+
+static void make(const struct vmm_vm *vm, uint32_t id, uint32_t n)
+{
+	struct cpu *cpu = create(vm, id, n);
+
 	vmm_cpuid_set(cpu->fd, id, n);
 	set_apic(cpu->fd);
 	set_msr(cpu->fd, MSR_MISC_ENABLE, FAST_STRINGS);
@@ -132,6 +140,32 @@ void vmm_cpus_make(const struct vmm_vm *vm, uint32_t n, uint64_t entry)
 		make(vm, id, n);
 	cpus.n = n;
 	set_start(cpus.cpu[0].fd, entry);
+}
+
+int vmm_cpus_save(struct vmm_state *state, const char **what)
+{
+	int ret = 0;
+
+	state->n_cpus = cpus.n;
+	for (uint32_t i = 0; !ret && i < cpus.n; i++)
+		ret = vmm_cpu_save(cpus.cpu[i].fd, &state->cpu[i], what);
+	return ret;
+}
+
+void vmm_cpus_restore(const struct vmm_vm *vm, struct vmm_state *state)
+{
+	const char *what;
+
+	/* all are there first: interrupts between them have an addressee */
+	for (uint32_t i = 0; i < state->n_cpus; i++)
+		create(vm, i, state->n_cpus);
+	cpus.n = state->n_cpus;
+	for (uint32_t i = 0; i < cpus.n; i++) {
+		int ret = vmm_cpu_load(cpus.cpu[i].fd, &state->cpu[i], &what);
+
+		if (ret)
+			vmm_fail(-ret, "--restore: processor %u: %s", i, what);
+	}
 }
 
 static void port(struct kvm_run *run)
@@ -226,13 +260,6 @@ void vmm_cpus_start(void)
 						     &cpus.cpu[i]);
 }
 
-void vmm_cpus_run(void)
-{
-	vmm_lock();
-	vmm_cpus_resume();
-	vmm_unlock();
-}
-
 void vmm_cpus_pause(void)
 {
 	cpus.stop = true;
@@ -243,6 +270,11 @@ void vmm_cpus_pause(void)
 	}
 	while (cpus.n_stopped < cpus.n)
 		pthread_cond_wait(&cpus.all_stopped, vmm_lock_mutex());
+}
+
+bool vmm_cpus_paused(void)
+{
+	return cpus.stop && cpus.n_stopped == cpus.n;
 }
 
 void vmm_cpus_resume(void)

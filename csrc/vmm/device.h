@@ -21,6 +21,12 @@ enum {
 struct vmm_device;
 struct vmm_loop;
 
+/* What a device has to keep of itself beside its registers and queues. */
+struct vmm_own_state {
+	uint32_t len;
+	uint8_t data[64];
+};
+
 struct vmm_device_ops {
 	const char *name;
 	uint32_t id;                /* virtio 1.2, section 5 */
@@ -36,6 +42,13 @@ struct vmm_device_ops {
 	void (*start)(struct vmm_device *device);               /* DRIVER_OK; may be NULL */
 	void (*notify)(struct vmm_device *device, uint32_t queue);
 	void (*reset)(struct vmm_device *device);               /* forget all; may be NULL */
+	/*
+	 * Snapshots: NULL, or why it can't be saved now, or can't take this state.
+	 * After save no request of the driver's is under way; it may wait for that.
+	 * Without save, a machine with this device can't be saved.
+	 */
+	const char *(*save)(struct vmm_device *device, struct vmm_own_state *own);
+	const char *(*load)(struct vmm_device *device, const struct vmm_own_state *own);
 };
 
 /* The first member of each device's own structure. */
@@ -46,6 +59,10 @@ struct vmm_device {
 	bool running;               /* DRIVER_OK, and not broken */
 	void *transport;            /* mmio.c's */
 };
+
+/* Of a device that has nothing of its own to be saved. */
+const char *vmm_device_save_nothing(struct vmm_device *device, struct vmm_own_state *own);
+const char *vmm_device_load_nothing(struct vmm_device *device, const struct vmm_own_state *own);
 
 /* Interrupt the guest if it wants that, for what was pushed to this queue.  Any thread, locked. */
 void vmm_device_signal(struct vmm_device *device, uint32_t queue);

@@ -202,6 +202,28 @@ static void reset(struct vmm_device *device)
 	memset(fs->pending, 0, sizeof(fs->pending));
 }
 
+static const char *save(struct vmm_device *device, struct vmm_own_state *own)
+{
+	struct fs *fs = fs_of(device);
+	bool mounted;
+
+	while (fs->busy)
+		pthread_cond_wait(&fs->idle, vmm_lock_mutex());
+	if (fs->parked || !fs_server_untouched(fs->server, &mounted))
+		return "files are shared, or open";
+	own->len = 1;
+	own->data[0] = mounted;
+	return NULL;
+}
+
+static const char *load(struct vmm_device *device, const struct vmm_own_state *own)
+{
+	if (own->len != 1 || own->data[0] > 1)
+		return "a state that can't be";
+	fs_server_resume(fs_of(device)->server, own->data[0]);
+	return NULL;
+}
+
 static void config_read(struct vmm_device *device, uint32_t offset, void *data, uint32_t len)
 {
 	memcpy(data, (uint8_t *)&fs_of(device)->config + offset, len);
@@ -269,7 +291,7 @@ struct vmm_device *vmm_fs_new(const char *tag, int view_fd)
 		.name = "fs", .id = FS_ID, .n_queues = QUEUES,
 		.queue_max = { HIGH_QUEUE_SIZE, REQUEST_QUEUE_SIZE },
 		.config_size = sizeof(struct config), .config_read = config_read,
-		.notify = notify, .reset = reset,
+		.notify = notify, .reset = reset, .save = save, .load = load,
 	};
 	struct fs *fs = calloc(1, sizeof(*fs));
 	char error[512];

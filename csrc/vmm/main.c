@@ -19,8 +19,10 @@
 #include "options.h"
 #include "rng.h"
 #include "serial.h"
+#include "snapshot.h"
 #include "vm.h"
 #include "vsock.h"
+#include "zygote.h"
 
 static struct vmm_vm vm;
 static struct vmm_options options;
@@ -65,9 +67,10 @@ static void attach_devices(struct vmm_loop *loop)
 /* The descriptors that the command line names are all that stay. */
 static void begin_jail(void)
 {
-	int keep[5 + 3 * VMM_DEVICES] = {
+	int keep[7 + 3 * VMM_DEVICES] = {
 		options.kernel, options.initrd, options.control, options.console, options.net,
-	}, n = 5;
+		options.restore, options.zygote,
+	}, n = 7;
 
 	for (uint32_t i = 0; i < options.n_blk; i++) {
 		keep[n++] = options.blk[i].fd;
@@ -81,10 +84,12 @@ static void begin_jail(void)
 /* What was needed to make the machine, and is not to run it. */
 static void close_sources(void)
 {
-	close(vm.kvm);
-	close(options.kernel);
-	if (options.initrd >= 0)
-		close(options.initrd);
+	const int sources[] = { vm.kvm, options.kernel, options.initrd, options.restore };
+
+	vmm_snapshot_prepare(&vm);
+	for (size_t i = 0; i < sizeof(sources) / sizeof(sources[0]); i++)
+		if (sources[i] >= 0)
+			close(sources[i]);
 }
 
 /* A write to a pipe or socket whose reader is gone is an error, no end. */
@@ -95,31 +100,72 @@ static void ignore_broken_pipes(void)
 	sigaction(SIGPIPE, &ignore, NULL);
 }
 
+/* What the machine begins as. */
+static void prepare(struct vmm_loop *loop)
+{
+	vmm_vm_make(&vm);
+	vmm_serial_start(options.console, vmm_vm_interrupt(&vm, VMM_SERIAL_GSI));
+	attach_devices(loop);
+	if (options.restore >= 0) {
+		vmm_lock();
+		vmm_snapshot_load(&vm);
+		vmm_unlock();
+		return;
+	}
+	vmm_acpi(&vm.memory, options.cpus, vmm_mmio_devices());
+	vmm_cpus_make(&vm, options.cpus, vmm_boot(&vm.memory, &options));
+}
+
+static void make_memory(void)
+{
+	int ret;
+
+	if (options.restore >= 0) {
+		vmm_snapshot_open(&vm, options.restore);
+		return;
+	}
+	ret = vmm_memory_make(&vm.memory, options.memory_mib << 20);
+	if (ret)
+		vmm_fail(-ret, "--memory %llu", (unsigned long long)options.memory_mib);
+}
+
+/* The guest runs, or waits for RESUME. */
+static void begin(void)
+{
+	vmm_lock();
+	if (options.paused) {
+		vmm_cpus_pause();
+		vmm_control_send(VMM_PAUSED, 0, 0, -1);
+	} else {
+		vmm_control_send(VMM_RUNNING, 0, 0, -1);
+		vmm_cpus_resume();
+	}
+	vmm_unlock();
+}
+
 int main(int argc, char **argv)
 {
 	struct vmm_loop *loop;
-	uint64_t entry;
 	int ret;
 
 	(void)argc;
 	vmm_options(&options, argv + 1);
 	begin_jail();
 	ignore_broken_pipes();
+	vmm_vm_open(&vm);
+	make_memory();
+	if (options.zygote >= 0)
+		vmm_zygote(&options);
 	loop = vmm_loop_new();
 	if (!loop)
 		vmm_fail(ENOMEM, "the loop of the devices");
+	vmm_control_set_machine(&vm);
 	vmm_control_start(loop, options.control);
-	vmm_vm_make(&vm, options.memory_mib << 20);
-	vmm_serial_start(options.console, vmm_vm_interrupt(&vm, VMM_SERIAL_GSI));
-	attach_devices(loop);
-	vmm_acpi(&vm.memory, options.cpus, vmm_mmio_devices());
-	entry = vmm_boot(&vm.memory, &options);
-	vmm_cpus_make(&vm, options.cpus, entry);
+	prepare(loop);
 	vmm_cpus_start();
 	close_sources();
 	vmm_jail_end(options.n_fs ? VMM_ROLE_DEVICES_FS : VMM_ROLE_DEVICES);
-	vmm_control_send(VMM_RUNNING, 0, 0, -1);
-	vmm_cpus_run();
+	begin();
 	ret = vmm_loop_run(loop);
 	vmm_fail(-ret, "the loop of the devices");
 }

@@ -19,11 +19,11 @@ void *vmm_memory_at(const struct vmm_memory *memory, uint64_t gpa, uint64_t len)
 	return NULL;
 }
 
-int vmm_memory_make(struct vmm_memory *memory, uint64_t bytes)
+static int lay_out(struct vmm_memory *memory, uint64_t bytes, int flags, int fd, uint64_t offset)
 {
 	uint64_t low = bytes < VMM_LOW_END ? bytes : VMM_LOW_END;
 	uint8_t *host = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+			     MAP_PRIVATE | MAP_NORESERVE | flags, fd, (off_t)offset);
 
 	if (host == MAP_FAILED)
 		return -errno;
@@ -32,4 +32,14 @@ int vmm_memory_make(struct vmm_memory *memory, uint64_t bytes)
 						 .host = host + low };
 	memory->n = bytes > low ? 2 : 1;
 	return 0;
+}
+
+int vmm_memory_make(struct vmm_memory *memory, uint64_t bytes)
+{
+	return lay_out(memory, bytes, MAP_ANONYMOUS, -1, 0);
+}
+
+int vmm_memory_map(struct vmm_memory *memory, uint64_t bytes, int fd, uint64_t offset)
+{
+	return lay_out(memory, bytes, 0, fd, offset);
 }

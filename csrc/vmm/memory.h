@@ -29,5 +29,7 @@ void *vmm_memory_at(const struct vmm_memory *memory, uint64_t gpa, uint64_t len)
 
 /* Reserve that much for a guest, at addresses from 0 up; 0 or -errno. */
 int vmm_memory_make(struct vmm_memory *memory, uint64_t bytes);
+/* The same, which begins as what is in the file from that offset on; it is not written to. */
+int vmm_memory_map(struct vmm_memory *memory, uint64_t bytes, int fd, uint64_t offset);
 
 #endif

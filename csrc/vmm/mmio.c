@@ -2,6 +2,7 @@
 /* mmio.c - the transport virtio-mmio, version 2. */
 #include "mmio.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include "end.h"
 #include "loop.h"
 #include "options.h"
+#include "state.h"
 #include "vm.h"
 
 enum {
@@ -395,4 +397,148 @@ void vmm_mmio_attach(const struct vmm_vm *vm, struct vmm_loop *loop, struct vmm_
 uint32_t vmm_mmio_devices(void)
 {
 	return n_transports;
+}
+
+const char *vmm_device_save_nothing(struct vmm_device *device, struct vmm_own_state *own)
+{
+	(void)device, (void)own;
+	return NULL;
+}
+
+const char *vmm_device_load_nothing(struct vmm_device *device, const struct vmm_own_state *own)
+{
+	(void)device;
+	return own->len ? "it has no state of its own" : NULL;
+}
+
+static void save_queue(const struct vmm_queue *queue, struct vmm_queue_state *state)
+{
+	*state = (struct vmm_queue_state){
+		.desc = queue->desc, .avail = queue->avail, .used = queue->used,
+		.size = queue->size, .next_avail = queue->next_avail,
+		.next_used = queue->next_used, .signalled_used = queue->signalled_used,
+		.ready = queue->ready, .broken = queue->broken,
+	};
+}
+
+static const char *save_device(const struct transport *t, struct vmm_device_state *state)
+{
+	struct vmm_device *device = t->device;
+	const char *why = device->ops->save(device, &state->own);
+
+	state->id = device->ops->id;
+	state->n_queues = device->ops->n_queues;
+	state->status = t->status;
+	state->interrupt_status = t->interrupt_status;
+	state->device_features_sel = t->device_features_sel;
+	state->driver_features_sel = t->driver_features_sel;
+	state->queue_sel = t->queue_sel;
+	state->driver_features = t->driver_features;
+	state->acked = device->acked;
+	state->running = device->running;
+	for (uint32_t i = 0; i < device->ops->n_queues; i++)
+		save_queue(&device->queue[i], &state->queue[i]);
+	return why;
+}
+
+int vmm_mmio_save(struct vmm_state *state)
+{
+	state->n_devices = n_transports;
+	for (uint32_t i = 0; i < n_transports; i++) {
+		const struct vmm_device_ops *ops = transports[i].device->ops;
+		const char *why = "it can't be saved";
+		int ret = -EOPNOTSUPP;
+
+		state->device[i].own.len = 0;
+		if (ops->save) {
+			why = save_device(&transports[i], &state->device[i]);
+			ret = -EBUSY;
+		}
+		if (why) {
+			fprintf(stderr, "nsrun-vmm: %s: %s\n", ops->name, why);
+			return ret;
+		}
+	}
+	return 0;
+}
+
+static bool load_queue(struct vmm_queue *queue, const struct vmm_queue_state *state, uint64_t acked)
+{
+	vmm_queue_reset(queue);
+	queue->size = state->size;
+	queue->desc = state->desc;
+	queue->avail = state->avail;
+	queue->used = state->used;
+	queue->event_idx = acked & F_EVENT_IDX;
+	if (state->ready && !vmm_queue_start(queue))
+		return false;
+	queue->broken = state->broken;
+	queue->next_avail = state->next_avail;
+	queue->next_used = state->next_used;
+	queue->signalled_used = state->signalled_used;
+	return true;
+}
+
+/* Whether a driver can have brought a device of this kind to here. */
+static bool is_possible(const struct transport *t, const struct vmm_device_state *state)
+{
+	const uint32_t known = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED;
+	uint32_t status = state->status;
+	bool settled = status & FEATURES_OK;
+
+	return !(status & ~known) &&
+	       (!(status & DRIVER) || status & ACKNOWLEDGE) && (!settled || status & DRIVER) &&
+	       (!(status & DRIVER_OK) || settled) &&
+	       !(state->acked & ~offered(t)) && (!settled || state->acked & F_VERSION_1) &&
+	       (!state->running ||
+		(status & DRIVER_OK && !(status & (NEEDS_RESET | FAILED))));
+}
+
+static void load_device(struct transport *t, const struct vmm_device_state *state)
+{
+	struct vmm_device *device = t->device;
+	const struct vmm_device_ops *ops = device->ops;
+	const char *why = NULL;
+
+	if (state->id != ops->id || state->n_queues != ops->n_queues || !ops->load)
+		vmm_fail(0, "--restore: where %s is now, another device was saved", ops->name);
+	if (!is_possible(t, state))
+		vmm_fail(0, "--restore: %s: a state that can't be", ops->name);
+	t->status = state->status;
+	t->interrupt_status = state->interrupt_status & (INTERRUPT_QUEUE | INTERRUPT_CONFIG);
+	t->device_features_sel = state->device_features_sel;
+	t->driver_features_sel = state->driver_features_sel;
+	t->queue_sel = state->queue_sel;
+	t->driver_features = state->driver_features;
+	device->acked = state->acked;
+	for (uint32_t i = 0; i < ops->n_queues; i++)
+		if (!load_queue(&device->queue[i], &state->queue[i], device->acked))
+			vmm_fail(0, "--restore: %s: a queue outside the memory", ops->name);
+	device->running = state->running;
+	why = ops->load(device, &state->own);
+	if (why)
+		vmm_fail(0, "--restore: %s: %s", ops->name, why);
+}
+
+/* What was under way between guest and device when it was saved is not lost, if told again. */
+static void tell_again(struct transport *t)
+{
+	struct vmm_device *device = t->device;
+
+	if (t->interrupt_status)
+		interrupt(t, 0);
+	for (uint32_t i = 0; device->running && i < device->ops->n_queues; i++)
+		if (device->queue[i].ready)
+			device->ops->notify(device, i);
+}
+
+void vmm_mmio_load(const struct vmm_state *state)
+{
+	if (state->n_devices != n_transports)
+		vmm_fail(0, "--restore: %u devices were saved, not %u", state->n_devices,
+			 n_transports);
+	for (uint32_t i = 0; i < n_transports; i++)
+		load_device(&transports[i], &state->device[i]);
+	for (uint32_t i = 0; i < n_transports; i++)
+		tell_again(&transports[i]);
 }

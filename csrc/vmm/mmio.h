@@ -18,6 +18,16 @@ void vmm_mmio_attach(const struct vmm_vm *vm, struct vmm_loop *loop, struct vmm_
 /* How many have one. */
 uint32_t vmm_mmio_devices(void);
 
+/*
+ * The devices' registers, queues and own state, which no thread changes until
+ * the lock is given free.  0 or -EBUSY, -EOPNOTSUPP; who can't be saved and why
+ * is said.
+ */
+struct vmm_state;
+int vmm_mmio_save(struct vmm_state *state);
+/* To the same devices as were saved, or it fails by vmm_fail; before any processor runs. */
+void vmm_mmio_load(const struct vmm_state *state);
+
 /* A processor's access, of 1 to 8 bytes; where no device is, it reads as ones. */
 void vmm_mmio_read(uint64_t gpa, uint8_t *data, uint32_t len);
 void vmm_mmio_write(uint64_t gpa, const uint8_t *data, uint32_t len);

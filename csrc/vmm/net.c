@@ -272,6 +272,28 @@ static void config_read(struct vmm_device *device, uint32_t offset, void *data, 
 	memcpy(data, (uint8_t *)&net_of(device)->config + offset, len);
 }
 
+/* A frame that waits is lost, as on any cable. */
+static const char *save(struct vmm_device *device, struct vmm_own_state *own)
+{
+	struct net *net = net_of(device);
+
+	if (net->event.fd < 0)
+		return "its other side is gone";
+	own->len = sizeof(net->config);
+	memcpy(own->data, &net->config, sizeof(net->config));
+	return NULL;
+}
+
+static const char *load(struct vmm_device *device, const struct vmm_own_state *own)
+{
+	struct net *net = net_of(device);
+
+	if (own->len != sizeof(net->config) || memcmp(own->data, &net->config, own->len))
+		return "the card that was saved had another address or MTU";
+	wait_for(net);
+	return NULL;
+}
+
 static bool carries_frames(int fd)
 {
 	int domain = 0, type = 0;
@@ -287,7 +309,7 @@ struct vmm_device *vmm_net_new(struct vmm_loop *loop, int fd, uint32_t mtu)
 		.name = "net", .id = NET_ID, .n_queues = 2, .queue_max = { NET_QUEUE, NET_QUEUE },
 		.features = F_MTU | F_MAC | F_MRG_RXBUF | F_STATUS,
 		.config_size = sizeof(struct config), .config_read = config_read,
-		.start = start, .notify = notify, .reset = reset,
+		.start = start, .notify = notify, .reset = reset, .save = save, .load = load,
 	};
 	struct net *net;
 	int ret;

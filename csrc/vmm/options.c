@@ -112,6 +112,8 @@ static bool take_flag(struct vmm_options *options, const char *option)
 {
 	if (!strcmp(option, "--rng"))
 		options->rng = true;
+	else if (!strcmp(option, "--paused"))
+		options->paused = true;
 	else if (!strcmp(option, "--balloon"))
 		options->balloon = true;
 	else if (!strcmp(option, "--no-jail"))
@@ -129,6 +131,7 @@ static void take_value(struct vmm_options *options, const char *option, char *va
 	} fds[] = {
 		{ "--kernel-fd", &options->kernel }, { "--initrd-fd", &options->initrd },
 		{ "--control-fd", &options->control }, { "--console-fd", &options->console },
+		{ "--restore", &options->restore }, { "--zygote", &options->zygote },
 	};
 
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
@@ -158,10 +161,30 @@ static void take_value(struct vmm_options *options, const char *option, char *va
 	}
 }
 
+/* A machine is booted, restored, or restored by forks when they are asked for. */
+static void check_sources(const struct vmm_options *options)
+{
+	bool restore = options->restore >= 0, zygote = options->zygote >= 0;
+
+	if (options->kernel < 0 && !restore)
+		usage("--kernel-fd or --restore is needed");
+	if (options->kernel >= 0 && restore)
+		usage("--kernel-fd or --restore, but not both");
+	if (zygote && !restore)
+		usage("--zygote needs --restore");
+	if (zygote && (options->control >= 0 || options->console >= 0))
+		usage("--zygote: each machine gets a control socket and a console of its own");
+	if (zygote && options->net >= 0)
+		usage("--zygote: machines can't share the network card of --net");
+	if (!zygote && options->control < 0)
+		usage("--control-fd is needed");
+}
+
 void vmm_options(struct vmm_options *options, char **words)
 {
 	*options = (struct vmm_options){
-		.kernel = -1, .initrd = -1, .control = -1, .console = -1, .cmdline = "",
+		.kernel = -1, .initrd = -1, .control = -1, .console = -1, .restore = -1,
+		.zygote = -1, .cmdline = "",
 		.memory_mib = 256, .cpus = 1, .jail = true,
 		.net = -1, .net_mtu = VMM_NET_MTU,
 	};
@@ -176,8 +199,7 @@ void vmm_options(struct vmm_options *options, char **words)
 		if (n_devices(options) >= VMM_DEVICES)
 			usage("%s: fewer than %d devices can be had", option, VMM_DEVICES);
 	}
-	if (options->kernel < 0 || options->control < 0)
-		usage("--kernel-fd and --control-fd are needed");
+	check_sources(options);
 	if (strlen(options->cmdline) >= VMM_CMDLINE)
 		usage("--cmdline: at most %d bytes", VMM_CMDLINE - 1);
 }

@@ -26,11 +26,12 @@ struct vmm_fs_option {
 };
 
 struct vmm_options {
-	int kernel, initrd, control, console; /* initrd and console: -1 without */
+	int kernel, initrd, control, console; /* -1 without */
+	int restore, zygote;        /* the same */
 	const char *cmdline;
 	uint64_t memory_mib;
 	uint32_t cpus;
-	bool rng, balloon, vsock, jail;
+	bool rng, balloon, vsock, jail, paused;
 	uint32_t cid;
 	int net;                    /* -1 without */
 	uint32_t net_mtu;

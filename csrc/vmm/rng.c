@@ -34,7 +34,7 @@ struct vmm_device *vmm_rng_new(void)
 {
 	static const struct vmm_device_ops ops = {
 		.name = "rng", .id = RNG_ID, .n_queues = 1, .queue_max = { RNG_QUEUE },
-		.notify = notify,
+		.notify = notify, .save = vmm_device_save_nothing, .load = vmm_device_load_nothing,
 	};
 	static struct vmm_device device = { .ops = &ops };
 

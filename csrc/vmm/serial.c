@@ -4,7 +4,10 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <string.h>
 #include <unistd.h>
+
+#include "state.h"
 
 /* The registers, by their offset; DLL and DLM are there while LCR_DLAB is set. */
 enum { DATA = 0, IER = 1, IIR = 2, LCR = 3, MCR = 4, LSR = 5, MSR = 6, SCR = 7 };
@@ -141,4 +144,28 @@ void vmm_serial_write(uint16_t offset, uint8_t value)
 	default:
 		break;
 	}
+}
+
+void vmm_serial_save(struct vmm_serial_state *state)
+{
+	vmm_serial_flush();
+	*state = (struct vmm_serial_state){
+		.ier = serial.ier, .lcr = serial.lcr, .mcr = serial.mcr, .scr = serial.scr,
+		.fifo = serial.fifo, .empty_pending = serial.empty_pending,
+	};
+	memcpy(state->divisor, serial.divisor, sizeof(serial.divisor));
+}
+
+void vmm_serial_load(const struct vmm_serial_state *state)
+{
+	/* as a guest would write them */
+	serial.ier = state->ier & 0x0f;
+	serial.lcr = state->lcr;
+	serial.mcr = state->mcr & 0x1f;
+	serial.scr = state->scr;
+	serial.fifo = state->fifo;
+	memcpy(serial.divisor, state->divisor, sizeof(serial.divisor));
+	/* KVM may have had the interrupt under way; one too many does no harm */
+	if (state->empty_pending)
+		empty();
 }

@@ -12,6 +12,10 @@ void vmm_serial_start(int console, int interrupt);
 /* A register of it, 0 to 7.  Locked. */
 uint8_t vmm_serial_read(uint16_t offset);
 void vmm_serial_write(uint16_t offset, uint8_t value);
+/* Its registers. */
+struct vmm_serial_state;
+void vmm_serial_save(struct vmm_serial_state *state);
+void vmm_serial_load(const struct vmm_serial_state *state);
 /* Bring out what waits for the end of its line. */
 void vmm_serial_flush(void);
 

@@ -28,29 +28,32 @@ static void add_memory(const struct vmm_vm *vm, uint32_t slot)
 			 (unsigned long long)(region->size >> 20));
 }
 
-void vmm_vm_make(struct vmm_vm *vm, uint64_t memory_bytes)
+void vmm_vm_open(struct vmm_vm *vm)
 {
-	int ret;
+	int version;
 
 	vm->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (vm->kvm < 0)
 		vmm_fail(errno, "/dev/kvm");
-	ret = ioctl(vm->kvm, KVM_GET_API_VERSION, 0);
-	if (ret != KVM_API_VERSION)
-		vmm_fail(0, "/dev/kvm has version %d, not %d", ret, KVM_API_VERSION);
+	version = ioctl(vm->kvm, KVM_GET_API_VERSION, 0);
+	if (version != KVM_API_VERSION)
+		vmm_fail(0, "/dev/kvm has version %d, not %d", version, KVM_API_VERSION);
 	vm->run_size = ioctl(vm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+	if (vm->run_size < (int)sizeof(struct kvm_run))
+		vmm_fail(errno, "KVM_GET_VCPU_MMAP_SIZE");
+}
+
+void vmm_vm_make(struct vmm_vm *vm)
+{
 	do
 		vm->vm = ioctl(vm->kvm, KVM_CREATE_VM, 0);
 	while (vm->vm < 0 && errno == EINTR);
-	if (vm->vm < 0 || vm->run_size < (int)sizeof(struct kvm_run))
+	if (vm->vm < 0)
 		vmm_fail(errno, "KVM_CREATE_VM");
 	if (ioctl(vm->vm, KVM_SET_TSS_ADDR, TSS_ADDRESS) < 0)
 		vmm_fail(errno, "KVM_SET_TSS_ADDR");
 	if (ioctl(vm->vm, KVM_CREATE_IRQCHIP, 0) < 0)
 		vmm_fail(errno, "KVM_CREATE_IRQCHIP");
-	ret = vmm_memory_make(&vm->memory, memory_bytes);
-	if (ret)
-		vmm_fail(-ret, "--memory %llu", (unsigned long long)(memory_bytes >> 20));
 	for (uint32_t i = 0; i < vm->memory.n; i++)
 		add_memory(vm, i);
 }

@@ -13,8 +13,10 @@ struct vmm_vm {
 	struct vmm_memory memory;
 };
 
-/* A machine with memory and interrupt controllers, but without processors. */
-void vmm_vm_make(struct vmm_vm *vm, uint64_t memory_bytes);
+/* KVM itself: it can be opened for a machine that another process, a fork, will make. */
+void vmm_vm_open(struct vmm_vm *vm);
+/* A machine with the memory that is there, and interrupt controllers, but without processors. */
+void vmm_vm_make(struct vmm_vm *vm);
 /* An eventfd, by which that interrupt is raised. */
 int vmm_vm_interrupt(const struct vmm_vm *vm, uint32_t gsi);
 /* An eventfd that tells of 32-bit writes of that value to that address. */

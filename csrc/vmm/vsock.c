@@ -96,6 +96,25 @@ static void reset(struct vmm_device *device)
 	vsock->event_owed = false;
 }
 
+/* Streams have an end on the host, which no clone has. */
+static const char *save(struct vmm_device *device, struct vmm_own_state *own)
+{
+	const struct vmm_vsock *vsock = vsock_of(device);
+
+	(void)own;
+	for (uint32_t i = 0; i < VSOCK_STREAMS; i++)
+		if (vsock->stream[i].state != VSOCK_FREE)
+			return "streams are open";
+	return NULL;
+}
+
+/* The guest may have half of a stream left; and its address may be another. */
+static const char *load(struct vmm_device *device, const struct vmm_own_state *own)
+{
+	vmm_vsock_transport_reset(device);
+	return own->len ? "it has no state of its own" : NULL;
+}
+
 static const struct vmm_device_ops ops = {
 	.name = "vsock",
 	.id = DEVICE_VSOCK,
@@ -107,6 +126,8 @@ static const struct vmm_device_ops ops = {
 	.start = start,
 	.notify = notify,
 	.reset = reset,
+	.save = save,
+	.load = load,
 };
 
 struct vmm_device *vmm_vsock_new(struct vmm_loop *loop, uint64_t cid,

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* vsock_control.c - the vsock device and the control socket, joined. */
 #include <errno.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -46,18 +45,6 @@ static void obey_unlisten(void *device, uint32_t port)
 	vmm_vsock_unlisten(device, port);
 }
 
-/* A descriptor a stream: more than the 1024 that are usual, if that is allowed. */
-static void raise_descriptors(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit))
-		vmm_fail(errno, "--vsock: getrlimit");
-	limit.rlim_cur = limit.rlim_max;
-	if (setrlimit(RLIMIT_NOFILE, &limit))
-		vmm_fail(errno, "--vsock: setrlimit");
-}
-
 struct vmm_device *vmm_vsock_controlled(struct vmm_loop *loop, uint64_t cid)
 {
 	const struct vmm_vsock_host host = { NULL, connected, refused, accepted };
@@ -66,7 +53,6 @@ struct vmm_device *vmm_vsock_controlled(struct vmm_loop *loop, uint64_t cid)
 
 	if (!device)
 		vmm_fail(errno, "--vsock");
-	raise_descriptors();
 	vmm_control_set_streams(&streams);
 	return device;
 }

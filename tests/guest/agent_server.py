@@ -37,6 +37,19 @@ def drain(stream: socket.socket) -> bytes:
     return b"".join(iter(lambda: stream.recv(1 << 20), b""))
 
 
+def fill(stream: socket.socket, data: bytes, limit: int = 64 << 20) -> int:
+    """Write until nobody takes more; how many bytes that were."""
+    stream.setblocking(False)
+    sent = 0
+    try:
+        while sent < limit:
+            sent += stream.send(data)
+    except BlockingIOError:
+        pass
+    stream.setblocking(True)
+    return sent
+
+
 class Client:
     """What a test asks an agent."""
 

@@ -25,6 +25,16 @@ from leftovers import processes_with  # noqa: E402 - found by the line above
 UNPRIVILEGED = 12345
 
 
+@pytest.fixture(scope="session")
+def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
+    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
+                                       check=True).stdout)["probes"]  # fmt: skip
+    for probe in probes:
+        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
+            lack(f"no machine: {probe['name']}: {probe['evidence']}")
+    return choose()
+
+
 @pytest.fixture
 def marker() -> Iterator[str]:
     """A number of seconds that only this test sleeps; nobody does when it is over."""
@@ -54,16 +64,6 @@ def server(agents: Server) -> Iterator[Server]:
     yield agents
     agents.wait_until_idle(before)
     assert agents.process.poll() is None
-
-
-@pytest.fixture(scope="session")
-def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
-    probes = json.loads(subprocess.run([find_program(), "--probe"], capture_output=True,
-                                       check=True).stdout)["probes"]  # fmt: skip
-    for probe in probes:
-        if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
-            lack(f"no machine: {probe['name']}: {probe['evidence']}")
-    return choose()
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_a_maker_that_is_killed_leaves_nothing(place: Path) -> None:
         assert any(name.startswith(".part") for name in os.listdir(place))
         maker.send_signal(signal.SIGKILL)
     assert read("a", "1", Maker()) == b"made"
-    assert sorted(os.listdir(place)) == ["a-1", "lock"]
+    assert sorted(os.listdir(place)) == ["a-1", "lock-a"]
 
 
 def test_a_maker_that_fails_leaves_nothing(place: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_maker_that_fails_leaves_nothing(place: Path) -> None:
 
     with pytest.raises(ValueError, match="no more"):
         cache.opened("a", "1", make)
-    assert os.listdir(place) == ["lock"]
+    assert os.listdir(place) == ["lock-a"]
     assert read("a", "1", Maker()) == b"made"
 
 

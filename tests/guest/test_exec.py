@@ -12,6 +12,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from net_servers import sender, tcp_server
 
 from cowork_nsrun import PIPE, NsrunError, Sandbox, TimeoutExpired, popen
 from cowork_nsrun import run as run_spec
@@ -31,6 +33,7 @@ SYSTEM = (
     *("--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run"),
     *(word for name in ("/bin", "/lib", "/lib64", "/sbin")
       for word in ("--symlink", f"usr{name}", name)),
+    *("--ro-bind", sys.base_prefix, sys.base_prefix),
     *("--dir", "/sessions/a", "--dir", "/sessions/a/mnt"),
 )  # fmt: skip
 ENDS = ("--unshare-pid", "--unshare-net", "--die-with-parent", "--new-session", "--")
@@ -102,20 +105,22 @@ def listing(folder: Path) -> list[tuple[str, int, int, bytes]]:
     return found
 
 
+PYTHON = str(Path(sys.executable).resolve())
 JOB = """
 set -e
 read -r line; echo "stdin: $line"; rest=$(cat); echo "rest: ${#rest}"
-python3 -c 'import os, json; print(json.dumps({"sum": sum(range(100)), "uid": os.getuid()}))'
+'$PYTHON' -c 'import os, json; print(json.dumps({"sum": sum(range(100)), "uid": os.getuid()}))'
 printf '#include <stdio.h>\\nint main(void) { puts("compiled"); return 0; }\\n' >hello.c
 cc -o hello hello.c && ./hello
-export HOME=/tmp GIT_AUTHOR_DATE=@0 GIT_COMMITTER_DATE=@0
+export HOME=/tmp GIT_AUTHOR_DATE="1700000000 +0000"
+export GIT_COMMITTER_DATE="$GIT_AUTHOR_DATE"
 git init -q -b main repo && cd repo
 git config user.email a@b && git config user.name a
 echo text >file && git add file && git commit -qm first && git log --format=%H:%s
 echo to-stderr >&2
 touch /usr/nothing 2>/dev/null || echo read-only
 exit 7
-"""
+""".replace("$PYTHON", PYTHON)
 
 
 def test_a_job(verdicts: dict[str, str], folder: Path) -> None:
@@ -213,6 +218,37 @@ def test_kill_leaves_no_machine(talking: subprocess.Popen[bytes]) -> None:
     monitor = monitor_of(talking.pid)
     talking.kill()
     ended(monitor)
+
+
+FETCH = """
+import socket, sys
+for name, port in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    try:
+        with socket.create_connection((name, port)) as stream:
+            print(len(stream.makefile("rb").read()))
+    except OSError as error:
+        print("refused")
+"""
+
+
+def test_the_callers_network(
+    verdicts: dict[str, str], folder: Path, lack: Callable[[str], NoReturn]
+) -> None:
+    """Without --unshare-net: what the caller reaches, but not the host's own loopback."""
+    if os.geteuid() != 0:
+        lack("an address of the host's that is not its loopback's: it takes root to add one")
+    address = "198.51.100.7"
+    subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+    data = bytes(300_000)
+    try:
+        with tcp_server(sender(data), address) as far, tcp_server(sender(data)) as near:
+            words = argv("kvm", folder, PYTHON, "-c", FETCH, address, str(far.port),
+                         "127.0.0.1", str(near.port))  # fmt: skip
+            words.remove("--unshare-net")
+            done = subprocess.run(words, capture_output=True, check=False)
+    finally:
+        subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "lo"], check=True)
+    assert done.stdout == b"300000\nrefused\n", done
 
 
 def test_from_python(verdicts: dict[str, str], folder: Path) -> None:

@@ -67,6 +67,7 @@ STEPS = (
     Step("vmm-kvm", VMM, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=900)),
     Step("vsock-root", ("tests/vmm/test_vsock.py",)),
+    Step("snapshot-root", ("tests/guest/test_template.py",)),
     # samples: all would take 4 and 20 minutes
     Step("hostile-root", ("tests/hostile", "--every=2")),
     Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),
@@ -78,6 +79,11 @@ SOAKS = (
         "vsock-soak",
         ("tests/vmm/test_vsock.py",),
         Job((), timeout_s=7200, environment={"NSRUN_VSOCK_MIB": "4200"}),
+    ),
+    Step(
+        "snapshot-soak",
+        ("tests/guest/test_template.py",),
+        Job((), timeout_s=7200, environment={"NSRUN_CLONES": "100"}),
     ),
 )
 

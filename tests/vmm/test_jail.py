@@ -29,7 +29,7 @@ CALLS: dict[str, set[str]] = {
     "map": ALL,
     "map-code": set(),
     "make-code": set(),
-    "run-guest": {"cpu", *MAIN},
+    "run-guest": {"cpu"},
     "make-guest": set(),
     "read-registers": MAIN,
     "write-registers": set(),

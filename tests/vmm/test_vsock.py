@@ -178,7 +178,7 @@ def echo(stream: socket.socket, count: int) -> None:
 
 def test_a_port_nobody_listens_on(machine: Monitor) -> None:
     with pytest.raises(StreamRefused):
-        machine.connect(PORT + 1, HANG)
+        machine.connect(UNATTENDED_PORT + 1, HANG)
 
 
 def test_bytes_to_the_guest(machine: Monitor) -> None:

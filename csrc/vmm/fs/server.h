@@ -9,6 +9,7 @@
 #ifndef FS_SERVER_H
 #define FS_SERVER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -38,5 +39,14 @@ int fs_server_add(struct fs_server *server, const void *view, size_t len, char *
  */
 ssize_t fs_request(struct fs_server *server, const struct iovec *in, int n_in,
 		   const struct iovec *out, int n_out);
+
+/*
+ * For a machine that is saved while no request is served: false unless another
+ * server could go on in this one's place, since there are no exports and the
+ * client knows of nothing but the root.  *mounted: whether there is a client.
+ */
+bool fs_server_untouched(struct fs_server *server, bool *mounted);
+/* Go on so. */
+void fs_server_resume(struct fs_server *server, bool mounted);
 
 #endif

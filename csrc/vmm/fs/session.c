@@ -200,3 +200,19 @@ void fs_server_free(struct fs_server *server)
 	pthread_mutex_destroy(&server->adding);
 	free(server);
 }
+
+bool fs_server_untouched(struct fs_server *server, bool *mounted)
+{
+	bool untouched;
+
+	pthread_mutex_lock(&server->lock);
+	*mounted = atomic_load(&server->ready);
+	untouched = !atomic_load(&server->n_exports) && server->n_nodes == 1 && !server->n_opened;
+	pthread_mutex_unlock(&server->lock);
+	return untouched;
+}
+
+void fs_server_resume(struct fs_server *server, bool mounted)
+{
+	atomic_store(&server->ready, mounted);
+}

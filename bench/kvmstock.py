@@ -1,0 +1,161 @@
+"""A stock kernel and its agent, booted, restored and forked: rows for ``python -m bench.kvm``.
+
+    .venv/bin/python bench/kvmstock.py ROUNDS
+
+prints a JSON object a row.  A script of its own, so that it finds the installed package, and not
+the sources beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from cowork_nsrun.guest.agent import Agent
+from cowork_nsrun.guest.agent import Settings as CommandSettings
+from cowork_nsrun.guest.compile import translate
+from cowork_nsrun.guest.image import Image, prepare
+from cowork_nsrun.guest.kernel import choose
+from cowork_nsrun.guest.template import Template, Zygote
+from cowork_nsrun.guest.view import Export, view_bytes
+from cowork_nsrun.guest.vmm import Monitor, Settings, StreamRefused, find_beside
+from cowork_nsrun.plan import Plan
+from cowork_nsrun.probe import ask_program
+
+MACHINES = 20
+STOCK_MIB = 128
+MIB = 1 << 20
+
+
+def view_of(*exports: Export) -> BinaryIO:
+    """A memory file with a view."""
+    file = open(os.memfd_create("view", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115 - given away
+    file.write(view_bytes(exports))
+    file.flush()
+    return file
+
+
+def wait_ready(monitor: Monitor) -> None:
+    """Until the agent listens."""
+    while True:
+        try:
+            Agent(monitor.connect).info()
+        except StreamRefused:
+            time.sleep(0.002)
+        else:
+            return
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A stock kernel, its image and its template, and what to run."""
+
+    image: Image
+    settings: Settings
+    template: Template
+    payload: Path
+
+    def run(self, make: Callable[[Settings], Monitor]) -> float:
+        """Milliseconds from the start of the machine to the payload's first byte."""
+        argv = ["--unshare-all", "--ro-bind", str(self.payload.parent), "/x", "--dev", "/dev"]
+        translation = translate(Plan.from_argv([*argv, "--", f"/x/{self.payload.name}"]))
+        settings = CommandSettings(
+            os.getuid(), os.getgid(), clock_ns=time.time_ns(), entropy=os.urandom(32)
+        )
+        with view_of() as view, view_of(*translation.exports) as exports:
+            begin = time.perf_counter_ns()
+            with make(replace(self.settings, shares={"nsrun": view})) as monitor:
+                wait_ready(monitor)
+                plan = translation.plan(monitor.export(exports))
+                agent = Agent(monitor.connect)
+                with agent.start(plan, settings, stdin=False, stderr=False) as command:
+                    assert command.stdout is not None
+                    assert command.stdout.recv(1)
+                    return (time.perf_counter_ns() - begin) / 1e6
+
+
+@contextmanager
+def stock() -> Iterator[Stock]:
+    """Made anew, since the cache may have it of another day."""
+    agent, kernel = find_beside("nsrun-agent"), choose()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nsrun-bench-")))
+        payload = directory / "true" / "say"
+        payload.parent.mkdir()
+        source = 'int main(void) { return write(1, "x", 1) != 1; }'
+        libc = "musl-gcc" if shutil.which("musl-gcc") else "gcc"
+        compiler = [libc, "-O2", "-static", "-include", "unistd.h", "-x", "c", "-"]
+        subprocess.run([*compiler, "-o", str(payload)], check=True, input=source, text=True)
+        image = stack.enter_context(prepare(kernel, agent))
+        view = stack.enter_context(view_of())
+        settings = Settings(STOCK_MIB, cmdline="quiet nsrun.fs", shares={"nsrun": view})
+        file = stack.enter_context((directory / "template").open("x+b"))
+        with Monitor(image, settings) as monitor:
+            wait_ready(monitor)
+            template = Template.save(monitor, file)
+        yield Stock(image, settings, template, payload)
+
+
+def free_bytes() -> int:
+    """What the host has left; the page cache that all share counts as left."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
+def memory_of_one(found: Stock, machines: int) -> float:
+    """MiB of a forked machine whose agent was spoken to, and which waits now."""
+    with view_of() as view, ExitStack() as stack:
+        mother = Zygote(found.template, replace(found.settings, shares={"nsrun": view}))
+        stack.enter_context(mother)
+        # the template's pages, and the zygote, are there once
+        wait_ready(stack.enter_context(mother.fork()))
+        before = free_bytes()
+        for _ in range(machines):
+            wait_ready(stack.enter_context(mother.fork()))
+        return (before - free_bytes()) / machines / MIB
+
+
+def main() -> int:
+    """Nothing is printed where KVM runs no stock kernel."""
+    rounds = int(sys.argv[1])
+    probe = ask_program()["kvm-guest"]
+    if not probe.ok:
+        print(f"left out: stock kernels: {probe.evidence}", file=sys.stderr)
+        return 0
+    boots, restores, forks = [], [], []
+    with stock() as found:
+        with view_of() as view:
+            shared = replace(found.settings, shares={"nsrun": view})
+            with Zygote(found.template, shared) as mother:
+                for _ in range(rounds):
+                    boots.append(found.run(lambda settings: Monitor(found.image, settings)))
+                    for _ in range(3):
+                        restores.append(found.run(found.template.restore))
+                        forks.append(found.run(lambda _: mother.fork()))
+        memory = memory_of_one(found, MACHINES)
+    cold = statistics.median(boots)
+    for name, times in (("restore", restores), ("fork", forks)):
+        say(f"stock: {name} / cold boot", statistics.median(times), cold, 0.10, "ms")
+    say("stock: memory of a waiting machine", memory, None, 3.0, "MiB")
+    return 0
+
+
+def say(name: str, value: float, over: float | None, most: float, unit: str) -> None:
+    """A row, as kvmsnap.Row has it."""
+    row = {"name": name, "value": value, "over": over, "most": most, "unit": unit}
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

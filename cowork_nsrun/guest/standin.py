@@ -1,0 +1,168 @@
+"""A process that stands for a command in a guest: its streams, its signals, its terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from queue import SimpleQueue
+from types import FrameType
+
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest.agent import Command
+
+CHUNK = 1 << 18
+#: signals that go to the command; SIGKILL needs no help, and SIGTSTP stops only this side
+FORWARDED = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
+    signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT,
+)  # fmt: skip
+#: of these, those that nobody waits for a boot with
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+
+
+# --- signals ------------------------------------------------------------------------------
+
+
+class Forwarding(ExitStack):
+    """Signals go to the command; before it is there, those that end a program end this one.
+
+    A thread sends them on: a handler may interrupt whatever this process is about.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_command = False
+        # may be filled by a handler that interrupts another one
+        self._numbers: SimpleQueue[int] = SimpleQueue()
+
+    def __enter__(self) -> Forwarding:
+        super().__enter__()
+        for number in FORWARDED:
+            # what was ignored from the start stays so: nohup(1)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handle(number, self._forward)
+        self._handle(signal.SIGWINCH, self._forward)
+        # a relay that reads or sets the terminal in the background gets errors instead
+        self._handle(signal.SIGTTIN, signal.SIG_IGN)
+        self._handle(signal.SIGTTOU, signal.SIG_IGN)
+        return self
+
+    def _handle(self, number: int, handler: signal._HANDLER) -> None:
+        self.callback(signal.signal, number, signal.signal(number, handler))
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        if not self._has_command and number in ENDING:
+            raise SystemExit(128 + number)
+        self._numbers.put(number)
+
+    def signal(self, number: int) -> None:
+        """To the command, at once or when it is there."""
+        self._numbers.put(number)
+
+    def watch(self, fd: int) -> None:
+        """Take the owner's words: bytes are signals; the end of it is the end of everything."""
+        _thread(_watch, fd, self)
+
+    def to(self, command: Command) -> None:
+        """From now on to this one, beginning with what has come."""
+        self._has_command = True
+        _thread(_send_on, self._numbers, command)
+
+
+def _send_on(numbers: SimpleQueue[int], command: Command) -> None:
+    while True:
+        number = numbers.get()
+        with suppress(NsrunError, OSError):
+            if number != signal.SIGWINCH:
+                command.signal(number)
+            elif command.terminal is not None:
+                columns, rows = os.get_terminal_size(0)
+                command.resize(rows, columns)
+
+
+def _watch(fd: int, forwarding: Forwarding) -> None:
+    with suppress(OSError):
+        while data := os.read(fd, 64):
+            for number in data:
+                forwarding.signal(number)
+    # the monitor sees the end of this process
+    os._exit(128 + signal.SIGKILL)
+
+
+# --- streams ------------------------------------------------------------------------------
+
+
+def relay(command: Command, started: Callable[[], None]) -> int:
+    """Carry the streams until the command has ended, and all that it wrote has arrived.
+
+    Arguments:
+        started: is called once the streams flow.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        NsrunError: the sandbox could not be made, or the guest is gone.
+    """
+    writers = []
+    with _raw(command.terminal is not None):
+        for stream, fd in ((command.stdout, 1), (command.stderr, 2), (command.terminal, 1)):
+            if stream is not None:
+                writers.append(_thread(_carry_out, stream, fd))
+        source = command.terminal or command.stdin
+        if source is not None:
+            _thread(_carry_in, source, command.terminal is not None)
+        started()
+        status = command.wait()
+        for writer in writers:
+            writer.join()
+    return status
+
+
+def _thread(target: Callable[..., None], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def _carry_out(stream: socket.socket, fd: int) -> None:
+    with suppress(OSError):
+        while data := stream.recv(CHUNK):
+            left = memoryview(data)
+            while left:
+                left = left[os.write(fd, left) :]
+        return
+    # nobody reads any more: the command's next write is to fail
+    with suppress(OSError):
+        stream.shutdown(socket.SHUT_RD)
+
+
+def _carry_in(stream: socket.socket, terminal: bool) -> None:
+    with suppress(OSError):
+        while data := os.read(0, CHUNK):
+            stream.sendall(data)
+        if terminal:
+            stream.sendall(b"\x04")
+    if not terminal:
+        with suppress(OSError):
+            stream.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def _raw(wanted: bool) -> Iterator[None]:
+    """Every key goes to the command, ctrl-C too: termios(3)."""
+    if not wanted:
+        yield
+        return
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
