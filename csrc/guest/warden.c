@@ -272,6 +272,8 @@ static void close_theirs(void)
 		close(null);
 	close((int)run.plan.number[NSR_REPORT_FD]);
 	close((int)run.plan.number[NSR_LIFE_FD]);
+	if (run.plan.number[NSR_LISTEN_FD] != -1)
+		close((int)run.plan.number[NSR_LISTEN_FD]);
 }
 
 static void fork_monitor(const struct nsr_job *job)
@@ -428,8 +430,12 @@ int nsr_warden_main(void)
 		return EXIT_FAILURE;
 	reset_signals();
 	job = read_job(&size);
+	if (job->has_outlet && fcntl(NSR_JOB_OUTLET, F_SETFD, FD_CLOEXEC))
+		return EXIT_FAILURE;
 	mount_proc(job);
 	read_plan(job);
+	if (job->has_outlet)
+		run.plan.number[NSR_LISTEN_FD] = NSR_JOB_OUTLET;
 	if (setrlimit(RLIMIT_NOFILE, &job->nofile)) {
 		nsr_diag_errno(&run.diag, errno, "Can't set the limit nofile");
 		give_up(&run.diag);
