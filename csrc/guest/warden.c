@@ -238,6 +238,16 @@ static void read_plan(const struct nsr_job *job)
 	check_plan();
 }
 
+/* In a network that others share, the proxy's ports would be everybody's. */
+static void give_outlet(void)
+{
+	run.plan.number[NSR_LISTEN_FD] = NSR_JOB_OUTLET;
+	if (run.plan.number[NSR_UNSHARE] & NSR_CLONE_NEWNET)
+		return;
+	nsr_diag_set(&run.diag, "A plan with a way out to a proxy needs a network of its own");
+	give_up(&run.diag);
+}
+
 static void open_channels(void)
 {
 	int report[2], life[2];
@@ -435,7 +445,7 @@ int nsr_warden_main(void)
 	mount_proc(job);
 	read_plan(job);
 	if (job->has_outlet)
-		run.plan.number[NSR_LISTEN_FD] = NSR_JOB_OUTLET;
+		give_outlet();
 	if (setrlimit(RLIMIT_NOFILE, &job->nofile)) {
 		nsr_diag_errno(&run.diag, errno, "Can't set the limit nofile");
 		give_up(&run.diag);
