@@ -31,7 +31,7 @@ MANY = settings(
 
 
 def hello(
-    role: int, token: bytes, *, magic: int = MAGIC, version: int = 1, reserved: int = 0
+    role: int, token: bytes, *, magic: int = MAGIC, version: int = 2, reserved: int = 0
 ) -> bytes:
     return struct.pack("=4I16s", magic, version, role, reserved, token)
 
@@ -101,8 +101,8 @@ def works(server: Server) -> bool:
     "said",
     [
         hello(CONTROL, b"", magic=0),
-        hello(CONTROL, b"", version=2),
-        hello(5, b""),
+        hello(CONTROL, b"", version=1),
+        hello(6, b""),
         hello(CONTROL, b"", reserved=1),
     ],
     ids=["magic", "version", "role", "reserved"],
