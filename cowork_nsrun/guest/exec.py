@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.guest.agent import Command, Settings
+from cowork_nsrun.guest.agent import Command, Outlet, Settings
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
@@ -100,6 +100,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
             if translation.hold is not None:
                 os.read(translation.hold, 1)
             settings = own_settings(request.limits.within(translation.limits))
+            settings = replace(settings, outlet=translation.outlet is not None)
             with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
                 status = relay(command, lambda: tell({"started": True}))
@@ -153,7 +154,24 @@ def _started(
         stdout=there[1],
         stderr=there[2],
         terminal=terminal,
+        outlet=None if translation.outlet is None else _hand_over_to(translation.outlet),
     )
+
+
+def _hand_over_to(fd: int) -> Outlet:
+    """The owner of the plan's outlet gets the command's connections; see :mod:`cowork_nsrun.outlet`."""
+    try:
+        line = socket.socket(fileno=fd)
+    except OSError as error:
+        text = f"--listen-fd {fd}: {error.strerror}"
+        raise NsrunError(text, errno=error.errno or 0) from None
+
+    def hand_over(stream: socket.socket) -> None:
+        # an owner that takes none, or no more at present, has them closed
+        with stream, suppress(OSError):
+            socket.send_fds(line, [b"\0"], [stream.fileno()], socket.MSG_DONTWAIT)
+
+    return hand_over
 
 
 def _is_open(fd: int) -> bool:

@@ -43,7 +43,7 @@ INSIDE = ("tests/kvmbed/inside",)
 AS_USER = (*INSIDE, "--ignore=tests/kvmbed/inside/test_remedies.py")
 # what depends on the kernel; emulated, all of tests/python would take half an hour
 CORE = ("tests/python/test_run.py", "tests/python/test_plan.py", "tests/tiers")
-VMM = tuple(f"tests/vmm/test_{name}.py" for name in ("monitor", "devices", "jail", "stock"))
+VMM = tuple(f"tests/vmm/test_{name}.py" for name in ("stock", "devices", "monitor", "jail"))
 STEPS = (
     Step("driver", ("tests/kvmbed/outside",), None),
     Step("bed-root", INSIDE),
@@ -63,6 +63,14 @@ STEPS = (
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
     Step("core-root", CORE, Job((), timeout_s=900)),
+    # small guests run natively too, all of them
+    Step("vmm-root", VMM[:2]),
+    Step(
+        "vmm-kvm",
+        (*VMM, "--every=4"),
+        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS),
+    ),
+    Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=900)),
     Step("vmm-root", VMM),
     Step("vmm-kvm", VMM, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=1800)),
