@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import array
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cowork_nsrun.errors import NsrunError
@@ -33,6 +34,11 @@ class Outlet:
         self._on_decision = on_decision
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.proxy: EgressThread | None = None
+
+    @property
+    def theirs(self) -> socket.socket:
+        """The other end, until :meth:`open`."""
+        return self._theirs
 
     @property
     def fd(self) -> int:
@@ -83,3 +89,14 @@ class Outlet:
         self._theirs.close()
         if self.proxy is not None:
             self.proxy.close()
+
+
+def hand_over_to(line: socket.socket) -> Callable[[socket.socket], None]:
+    """What gives a microVM's connections to the owner of an outlet, over its other end."""
+
+    def hand_over(stream: socket.socket) -> None:
+        # an owner that takes none, or no more at present, has them closed
+        with stream, suppress(OSError):
+            socket.send_fds(line, [b"\0"], [stream.fileno()], socket.MSG_DONTWAIT)
+
+    return hand_over

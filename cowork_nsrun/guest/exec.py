@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import sys
 import termios
 import time
@@ -24,6 +25,7 @@ from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.standin import Forwarding, relay
+from cowork_nsrun.outlet import hand_over_to
 from cowork_nsrun.plan import Extras, Plan
 
 
@@ -159,19 +161,11 @@ def _started(
 
 
 def _hand_over_to(fd: int) -> Outlet:
-    """The owner of the plan's outlet gets the command's connections; see :mod:`cowork_nsrun.outlet`."""
     try:
-        line = socket.socket(fileno=fd)
+        return hand_over_to(socket.socket(fileno=fd))
     except OSError as error:
         text = f"--listen-fd {fd}: {error.strerror}"
         raise NsrunError(text, errno=error.errno or 0) from None
-
-    def hand_over(stream: socket.socket) -> None:
-        # an owner that takes none, or no more at present, has them closed
-        with stream, suppress(OSError):
-            socket.send_fds(line, [b"\0"], [stream.fileno()], socket.MSG_DONTWAIT)
-
-    return hand_over
 
 
 def _is_open(fd: int) -> bool:

@@ -19,7 +19,10 @@ from cowork_nsrun.guest.agent import Command
 
 MIB = 1 << 20
 MOST = 256
-PYTHON = "import os, socket, sys\ndef to(port):\n    return socket.create_connection(('127.0.0.1', port))\n"
+PYTHON = """import os, socket, sys
+def to(port):
+    return socket.create_connection(('127.0.0.1', port))
+"""
 UPPER = """
 with to({port}) as sock:
     sock.sendall(b"hello")
