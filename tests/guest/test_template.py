@@ -177,7 +177,27 @@ def test_clones_outlive_the_zygote(world: World) -> None:
             clone = zygote.fork()
         with clone:
             world.draw(clone)
-        with pytest.raises(GuestError):
+        with pytest.raises(GuestError, match="the zygote is closed"):
+            zygote.fork()
+
+
+def test_a_killed_zygote(world: World) -> None:
+    with world.settings() as settings, Zygote(world.template, settings) as zygote:
+        with zygote.fork() as clone:
+            zygote._process.kill()
+            with pytest.raises(GuestError, match="ended with status -9"):
+                zygote.fork()
+            world.draw(clone)
+
+
+def test_a_file_that_is_no_template(world: World, tmp_path: Path) -> None:
+    """It is said what is wrong with it, by both."""
+    (tmp_path / "file").write_bytes(b"something else")
+    with world.settings() as settings, (tmp_path / "file").open("rb") as file:
+        template = Template(file, settings)
+        with template.restore() as clone, pytest.raises(GuestError, match="no saved machine"):
+            clone.wait_running()
+        with Zygote(template) as zygote, pytest.raises(GuestError, match="no saved machine"):
             zygote.fork()
 
 
