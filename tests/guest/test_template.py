@@ -182,12 +182,15 @@ def test_clones_outlive_the_zygote(world: World) -> None:
 
 
 def test_a_killed_zygote(world: World) -> None:
-    with world.settings() as settings, Zygote(world.template, settings) as zygote:
-        with zygote.fork() as clone:
-            zygote._process.kill()
-            with pytest.raises(GuestError, match="ended with status -9"):
-                zygote.fork()
-            world.draw(clone)
+    with (
+        world.settings() as settings,
+        Zygote(world.template, settings) as zygote,
+        zygote.fork() as clone,
+    ):
+        zygote._process.kill()
+        with pytest.raises(GuestError, match="ended with status -9"):
+            zygote.fork()
+        world.draw(clone)
 
 
 def test_a_file_that_is_no_template(world: World, tmp_path: Path) -> None:
