@@ -130,6 +130,8 @@ def check_clones(world: World, clones: list[Monitor]) -> list[Drawn]:
             after = time.time_ns()
             least, most = before - TOLERANCE * SECOND, after + TOLERANCE * SECOND
             assert least <= drawn[-1].clock <= most
+            # nothing in the kernel's eyes is odd
+            assert clone.console == b""
     return drawn
 
 
