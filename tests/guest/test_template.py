@@ -217,8 +217,11 @@ def test_a_killed_clone(world: World) -> None:
             world.draw(clone)
 
 
-def test_what_can_not_be_saved(world: World, tmp_path: Path) -> None:
+def test_what_can_not_be_saved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine with a stream, and one that shares files; both go on."""
+    monkeypatch.setattr("cowork_nsrun.guest.template.PATIENCE", 0.5)
     with world.settings() as settings, world.template.restore(settings) as clone:
         with (tmp_path / "file").open("xb") as file:
             with closing(clone.connect(1024)):
@@ -296,7 +299,7 @@ with open(sys.argv[1], "rb") as file, open(sys.argv[2], "rb") as view:
 def test_a_killed_owner_leaves_nothing(world: World) -> None:
     with world.settings() as settings:
         fds = [world.template.file.fileno(), settings.shares["nsrun"].fileno()]
-        command = [sys.executable, "-c", OWNER, *(f"/proc/self/fd/{fd}" for fd in fds)]
+        command = [sys.executable, "-I", "-c", OWNER, *(f"/proc/self/fd/{fd}" for fd in fds)]
         owner = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=fds)
     assert owner.stdout is not None
     pids = [int(word) for word in owner.stdout.readline().split()]
@@ -327,7 +330,7 @@ def test_two_processes_make_it_once(world: World, tmp_path: Path) -> None:
         "    with Template.find(choose(), find_beside('nsrun-agent'), settings, ready) as found:\n"
         "        print(os.fstat(found.file.fileno()).st_ino)\n"
     )
-    command = [sys.executable, "-c", script, str(HERE), str(made)]
+    command = [sys.executable, "-I", "-c", script, str(HERE), str(made)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
