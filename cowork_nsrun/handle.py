@@ -23,7 +23,7 @@ from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.link import CLONE_NEWNET, Link
 from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.plan import Extras, Plan
-from cowork_nsrun.runner import IN_PROCESS, begin
+from cowork_nsrun.runner import BY_MACHINE, IN_PROCESS, begin
 from cowork_nsrun.teardown import teardown
 
 if TYPE_CHECKING:
@@ -487,7 +487,7 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
     try:
         child, backend = _begin(plan, stdio, enforcement.link)
         if enforcement.outlet is not None:
-            enforcement.outlet.open()
+            enforcement.outlet.open(of_machine=backend == BY_MACHINE)
         return Handle(child, enforcement, backend)
     except BaseException:
         if child is not None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,16 @@ def _identity(path: str | None) -> list[int | str | None]:
     return [path, found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_mtime_ns]
 
 
+def _guest_kernels(env: Mapping[str, str]) -> list[Any]:
+    """What a microVM could boot, as far as it can change without a boot of this machine."""
+    cache = env.get("XDG_CACHE_HOME") or os.path.join(env.get("HOME", ""), ".cache")
+    images = sorted(glob("/boot/vmlinuz*"))
+    return [
+        env.get("NSRUN_GUEST_KERNEL"),
+        [_identity(path) for path in ("/lib/modules", os.path.join(cache, "nsrun"), *images)],
+    ]
+
+
 def _key(request: list[Any], env: Mapping[str, str]) -> str:
     """A digest of all that an answer rests on."""
     status = [line for line in _text_of("/proc/self/status").splitlines()
@@ -207,6 +218,7 @@ def _key(request: list[Any], env: Mapping[str, str]) -> str:
         namespaces,
         [_identity(path) for path in programs],
         _identity("/dev/kvm"),
+        _guest_kernels(env),
     ]
     return hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()
 

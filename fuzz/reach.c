@@ -4,11 +4,12 @@
 #include <string.h>
 
 #include "reach.h"
+#include "refuse.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	/* of its own, so that a byte too far is seen */
-	uint8_t *frame = malloc(size);
+	uint8_t *frame = malloc(size), answer[NSR_NET_REFUSAL];
 
 	if (!frame)
 		return 0;
@@ -16,6 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	/* who may go nowhere link-local may go nowhere that others may not */
 	if (nsr_net_reaches(frame, size, false) && !nsr_net_reaches(frame, size, true))
 		abort();
+	nsr_net_refusal(frame, size, answer);
 	free(frame);
 	return 0;
 }

@@ -6,21 +6,24 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
 from cowork_nsrun.cowork.backends import Command, End, Running, Start
 from cowork_nsrun.cowork.log import log
+from cowork_nsrun.cowork.namespaces import egress_of, log_decision
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command as GuestCommand
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.exec import own_settings
 from cowork_nsrun.guest.limits import Limits as GuestLimits
 from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.outlet import Outlet, hand_over_to
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.spec import Limits
+from cowork_nsrun.policy import environment as proxy_environment
+from cowork_nsrun.spec import Egress, Limits, Namespace
 
 #: machines without a command that are kept for their sessions' next ones
 IDLE_MAX = 4
@@ -137,13 +140,26 @@ def _boot(command: Command, network: bool) -> _Kept:
     return _Kept(command.session, network, command.limits, machine, users=1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A command that was started, and what is to be undone when it has ended."""
+
+    kept: _Kept
+    command: GuestCommand
+    undo: ExitStack
+
+    def close(self) -> None:
+        """Kill it, and give everything back; may be called again."""
+        self.undo.close()
+
+
 class InMachine:
     """A command in a session's machine."""
 
-    def __init__(self, kept: _Kept, command: GuestCommand, leave: Callable[[_Kept], None]) -> None:
-        self._kept = kept
-        self._command = command
-        self._leave: Callable[[_Kept], None] | None = leave
+    def __init__(self, begun: _Begun) -> None:
+        self._begun = begun
+        self._kept = begun.kept
+        self._command = begun.command
         self._loop = asyncio.get_running_loop()
         # a writer that nobody holds closes its stream
         self._writers: list[asyncio.StreamWriter] = []
@@ -212,13 +228,9 @@ class InMachine:
 
     async def close(self) -> None:
         """Kill what is left, and give everything back."""
-        if self._leave is None:
-            return
-        leave, self._leave = self._leave, None
         for writer in self._writers:
             writer.close()
-        self._command.close()
-        await asyncio.to_thread(leave, self._kept)
+        await asyncio.to_thread(self._begun.close)
 
 
 class MachineBackend:
@@ -242,22 +254,22 @@ class MachineBackend:
         Raises:
             NsrunError: a folder is gone, or no guest can run this.
         """
-        if command.domains is not None:
-            raise NsrunError("allowedDomains: a microVM has no egress rules yet; use bwrap")
-        with command.layout.pinned() as spec:
-            plan = Plan.from_spec(spec, command.argv, env=dict(command.environment))
-            translation = translate(plan, cwd="/")
-        return partial(self._start, command, translation)
+        env = dict(command.environment)
+        egress = None
+        with command.layout.pinned() as pinned:
+            spec = pinned
+            if command.domains is not None:
+                egress = egress_of(command.domains)
+                spec = spec.replace(unshare=spec.unshare | {Namespace.NET})
+                env |= proxy_environment()
+            translation = translate(Plan.from_spec(spec, command.argv, env=env), cwd="/")
+        return partial(self._start, command, translation, egress)
 
-    async def _start(self, command: Command, translation: Translation) -> Running:
-        kept = await _to_its_end(partial(self._machines.enter, command, translation.network),
-                                 self._machines.leave)  # fmt: skip
-        try:
-            started = await _to_its_end(partial(_run, kept.machine, translation), _close)
-        except BaseException:
-            await asyncio.shield(asyncio.to_thread(self._machines.leave, kept))
-            raise
-        running = InMachine(kept, started, self._machines.leave)
+    async def _start(
+        self, command: Command, translation: Translation, egress: Egress | None
+    ) -> Running:
+        begin = partial(self._begin, command, translation, egress)
+        running = InMachine(await _to_its_end(begin, _Begun.close))
         try:
             await running.connect()
         except BaseException:
@@ -265,20 +277,45 @@ class MachineBackend:
             raise
         return running
 
+    def _begin(self, command: Command, translation: Translation, egress: Egress | None) -> _Begun:
+        """Have the session's machine, and start the command in it; takes a while."""
+        with ExitStack() as undo:
+            kept = self._machines.enter(command, translation.network)
+            undo.callback(self._machines.leave, kept)
+            way = None if egress is None else undo.enter_context(closing(_Way(egress)))
+            started = _run(kept.machine, translation, way)
+            undo.callback(started.close)
+            return _Begun(kept, started, undo.pop_all())
+
     def end(self, session: str | None) -> None:
         """A session is over; None: all are."""
         self._machines.end(session)
 
 
-def _run(machine: Machine, translation: Translation) -> GuestCommand:
+class _Way:
+    """A command's way out: its connections go to a proxy of its own."""
+
+    def __init__(self, egress: Egress) -> None:
+        self._outlet = Outlet(egress, log_decision)
+        self._line = self._outlet.theirs.dup()
+        try:
+            self._outlet.open(of_machine=True)
+        except BaseException:
+            self.close()
+            raise
+        self.hand_over = hand_over_to(self._line)
+
+    def close(self) -> None:
+        self._line.close()
+        self._outlet.close()
+
+
+def _run(machine: Machine, translation: Translation, way: _Way | None) -> GuestCommand:
+    settings = replace(own_settings(GuestLimits()), outlet=way is not None)
     try:
-        return machine.run(translation, own_settings(GuestLimits()))
+        return machine.run(translation, settings, outlet=None if way is None else way.hand_over)
     except NsrunError as error:
         raise machine.explain(error) from None
-
-
-def _close(command: GuestCommand) -> None:
-    command.close()
 
 
 async def _to_its_end(work: Callable[[], T], undo: Callable[[T], None]) -> T:

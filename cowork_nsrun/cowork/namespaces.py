@@ -76,7 +76,7 @@ class NamespaceBackend:
         with ExitStack() as stack:
             spec = stack.enter_context(command.layout.pinned())
             if command.domains is not None:
-                egress = Egress(allow=_usable(command.domains))
+                egress = egress_of(command.domains)
                 spec = spec.replace(egress=egress, unshare=spec.unshare | {Namespace.NET})
                 env |= proxy_environment()
             return partial(start_sandboxed, command, spec, env, stack.pop_all())
@@ -98,10 +98,15 @@ async def start_sandboxed(
                 stdout=PIPE,
                 stderr=PIPE,
                 env=env,
-                on_egress=_log_decision,
+                on_egress=log_decision,
                 within=command.group,
             )
         )
+
+
+def egress_of(domains: tuple[str, ...]) -> Egress:
+    """The rules that a client's list comes to."""
+    return Egress(allow=_usable(domains))
 
 
 def _usable(domains: tuple[str, ...]) -> tuple[str, ...]:
@@ -117,7 +122,8 @@ def _usable(domains: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(usable)
 
 
-def _log_decision(decision: Decision) -> None:
+def log_decision(decision: Decision) -> None:
+    """Refusals always, the rest when debugging."""
     level = logging.DEBUG if decision.allowed else LIFECYCLE
     word = "allowed" if decision.allowed else "refused"
     log.log(level, "egress %s: %s:%s: %s", word, decision.host, decision.port, decision.reason)

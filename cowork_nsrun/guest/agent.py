@@ -1,12 +1,14 @@
 """The agent's other end: plans sent to a guest, and what becomes of them.
 
-``csrc/guest/protocol.h`` has the protocol.  Nothing here starts a thread or keeps a list: a
-:class:`Command` is its sockets, and closing its control stream ends all of its processes.
+``csrc/guest/protocol.h`` has the protocol.  Nothing here keeps a list: a :class:`Command` is its
+sockets, and closing its control stream ends all of its processes.  Threads are there for the
+connections of a command with a way out alone, each until it is handed over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -21,6 +23,8 @@ from enum import IntEnum
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
 
+log = logging.getLogger(__name__)
+
 #: of vsock, in the guest
 PORT = 1024
 #: bytes of a plan
@@ -29,7 +33,7 @@ MAX_PLAN = 64 << 20
 PATIENCE = 60.0
 
 _MAGIC = 0x4152534E
-_VERSION = 1
+_VERSION = 2
 _HELLO = struct.Struct("=4I16s")
 _FRAME = struct.Struct("=2I")
 _SETTINGS = struct.Struct("=8I4Qq32s")
@@ -40,10 +44,15 @@ _STARTED = struct.Struct("=I")
 _SETTINGS_VERSION = 1
 _CLOCK = 1
 _ENTROPY = 2
+_OUTLET = 4
+_NUMBER = struct.Struct("=I")
+#: connections that are being fetched; an agent has at most half as many at one time
+_FETCHED = 512
 _TIMED_OUT = 1
 _LONGEST_ANSWER = 64 << 10
 
 Connect = Callable[[int], socket.socket]
+Outlet = Callable[[socket.socket], None]
 
 
 class _Role(IntEnum):
@@ -52,6 +61,7 @@ class _Role(IntEnum):
     STDOUT = 2
     STDERR = 3
     TERMINAL = 4
+    OUTGOING = 5
 
 
 class _Type(IntEnum):
@@ -66,6 +76,7 @@ class _Type(IntEnum):
     EXITED = 66
     FAILED = 67
     INFO = 68
+    OUTGOING = 69
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,7 @@ class Settings:
         columns: the same.
         clock_ns: the time since 1970, for a guest that may not know it; None: leave it.
         entropy: 32 random bytes for a guest that may have none; None: leave it.
+        outlet: connections to the proxy's ports in the command's network are carried here.
     """
 
     uid: int
@@ -99,6 +111,7 @@ class Settings:
     columns: int = 0
     clock_ns: int | None = None
     entropy: bytes | None = None
+    outlet: bool = False
 
     def encode(self) -> bytes:
         """As they cross the wire.
@@ -109,6 +122,7 @@ class Settings:
         flags = (_CLOCK if self.clock_ns is not None else 0) | (
             _ENTROPY if self.entropy is not None else 0
         )
+        flags |= _OUTLET if self.outlet else 0
         if self.entropy is not None and len(self.entropy) != 32:
             raise NsrunError(f"entropy: {len(self.entropy)} bytes; 32 are wanted")
         try:
@@ -189,6 +203,7 @@ class Agent:
         stdout: bool = True,
         stderr: bool = True,
         terminal: bool = False,
+        outlet: Outlet | None = None,
     ) -> Command:
         """Run a plan.
 
@@ -199,6 +214,8 @@ class Agent:
             stdout: the same.
             stderr: the same.
             terminal: a terminal in place of these three.
+            outlet: gets each connection of a command whose settings have an outlet, in a
+                thread of its own; only while somebody waits for the command.
 
         Raises:
             NsrunError: the agent takes no more commands, or is gone.
@@ -217,7 +234,10 @@ class Agent:
                 if is_wanted
             ]
         head = settings.encode()
-        command = Command(self._streams(wanted))
+        token = os.urandom(16)
+        command = Command(self._streams(wanted, token))
+        if outlet is not None:
+            command.fetch = _Fetch(self, token, outlet)
         try:
             command._send(_Type.SETTINGS, head)
             command._send(_Type.PLAN, plan)
@@ -232,7 +252,7 @@ class Agent:
         Raises:
             NsrunError: the agent is gone.
         """
-        with Command(self._streams([_Role.CONTROL])) as asking:
+        with Command(self._streams([_Role.CONTROL], os.urandom(16))) as asking:
             asking._send(_Type.GET_INFO)
             kind, payload = asking._answer(time.monotonic() + PATIENCE)
         if kind != _Type.INFO or len(payload) != _INFO.size:
@@ -246,19 +266,20 @@ class Agent:
         Raises:
             NsrunError: the agent is gone.
         """
-        with Command(self._streams([_Role.CONTROL])) as asking:
+        with Command(self._streams([_Role.CONTROL], os.urandom(16))) as asking:
             asking._send(_Type.POWER_OFF)
             # it ends the stream when it goes; closed too early, nobody would read the frame
             asking._until_end(time.monotonic() + PATIENCE)
 
-    def _streams(self, roles: Iterable[_Role]) -> dict[_Role, socket.socket]:
-        token = os.urandom(16)
+    def _streams(
+        self, roles: Iterable[_Role], token: bytes, connection: int = 0
+    ) -> dict[_Role, socket.socket]:
         made: dict[_Role, socket.socket] = {}
         try:
             for role in roles:
                 made[role] = self.connect(self._port)
                 made[role].settimeout(PATIENCE)
-                made[role].sendall(_HELLO.pack(_MAGIC, _VERSION, role, 0, token))
+                made[role].sendall(_HELLO.pack(_MAGIC, _VERSION, role, connection, token))
             for role, stream in made.items():
                 if stream.recv(1) != b"\0":
                     raise NsrunError(f"the agent took no stream for the command's {_name(role)}")
@@ -274,6 +295,34 @@ class Agent:
         return made
 
 
+class _Fetch:
+    """Brings a command's connections here, each in a thread: the guest may let one wait."""
+
+    def __init__(self, agent: Agent, token: bytes, outlet: Outlet) -> None:
+        self._agent = agent
+        self._token = token
+        self._outlet = outlet
+        # for a guest that is not in order any more
+        self._places = threading.BoundedSemaphore(_FETCHED)
+
+    def begin(self, connection: int) -> None:
+        """One that the agent tells of."""
+        if not self._places.acquire(blocking=False):
+            log.debug("connection %d waits for nobody: too many do", connection)
+            return
+        threading.Thread(target=self._run, args=[connection], daemon=True).start()
+
+    def _run(self, connection: int) -> None:
+        try:
+            streams = self._agent._streams([_Role.OUTGOING], self._token, connection)
+        except NsrunError as error:
+            log.debug("connection %d is gone: %s", connection, error)
+        else:
+            self._outlet(streams[_Role.OUTGOING])
+        finally:
+            self._places.release()
+
+
 class Command(Closing):
     """A plan that runs in a guest.  Closing it kills all of its processes.
 
@@ -287,6 +336,7 @@ class Command(Closing):
         terminal: in place of these; both ways.
         pid: of the first process, as the guest has it; 0: not known yet.
         usage: what it took; None: it has not ended.
+        fetch: what brings its connections here; None: it has no way out.
     """
 
     def __init__(self, streams: dict[_Role, socket.socket]) -> None:
@@ -297,6 +347,7 @@ class Command(Closing):
         self.terminal = streams.get(_Role.TERMINAL)
         self.pid = 0
         self.usage: Usage | None = None
+        self.fetch: _Fetch | None = None
         self._streams = streams
         self._status: int | None = None
         self._failure: NsrunError | None = None
@@ -433,6 +484,8 @@ class Command(Closing):
         elif kind == _Type.EXITED and len(payload) == _EXITED.size:
             self._status, flags, cpu_ns, peak, oom_kills, _ = _EXITED.unpack(payload)
             self.usage = Usage(cpu_ns, peak, oom_kills, bool(flags & _TIMED_OUT))
+        elif kind == _Type.OUTGOING and len(payload) == _NUMBER.size and self.fetch:
+            self.fetch.begin(*_NUMBER.unpack(payload))
         elif kind == _Type.FAILED and len(payload) >= _FAILED.size:
             self._failure = _failure(payload)
         else:

@@ -46,7 +46,6 @@ _FD_OPTIONS = {
     Number.USERNS_BLOCK_FD: "--userns-block-fd",
     Number.INFO_FD: "--info-fd",
     Number.JSON_STATUS_FD: "--json-status-fd",
-    Number.LISTEN_FD: "--listen-fd",
 }
 
 
@@ -76,12 +75,15 @@ class Translation:
         network: whether the plan wants the network that its caller has.
         limits: what the cgroups that it would enter hold it to.
         hold: what to read a byte from before the start (``--block-fd``); None: nothing.
+        outlet: a Unix socket to whose other end the command's connections are to be handed
+            (``NSR_LISTEN_FD``); None: it makes none.
     """
 
     exports: tuple[Export, ...]
     network: bool
     limits: Limits
     hold: int | None
+    outlet: int | None
     _native: _native.Plan
     _operations: tuple[Op, ...]
 
@@ -123,7 +125,7 @@ class _Compiler:
 
     def result(self) -> Translation:
         _refuse(self.plan)
-        hold = self._numbers()
+        hold, outlet = self._numbers()
         for op in self.plan.operations:
             self._operation(op)
         if Namespace.NET not in self.plan.unshare:
@@ -135,14 +137,15 @@ class _Compiler:
             network=Namespace.NET not in self.plan.unshare,
             limits=of_cgroups(self.plan.native.words(Words.CGROUPS)),
             hold=hold,
+            outlet=outlet,
             _native=self.native,
             _operations=tuple(self.operations),
         )
 
     # --- beside the files -----------------------------------------------------------------
 
-    def _numbers(self) -> int | None:
-        """Descriptors of this process that have a meaning here."""
+    def _numbers(self) -> tuple[int | None, int | None]:
+        """Descriptors of this process that have a meaning here: to hold by, and the outlet."""
         # held open by this process, as long as it runs
         self.native.set_number(Number.SYNC_FD, -1)
         seccomp = self.plan.number(Number.SECCOMP_FD)
@@ -152,9 +155,12 @@ class _Compiler:
         self.native.clear(Words.CGROUPS)
         hold = self.plan.number(Number.BLOCK_FD)
         self.native.set_number(Number.BLOCK_FD, -1)
+        # the guest's agent has its own
+        outlet = self.plan.number(Number.LISTEN_FD)
+        self.native.set_number(Number.LISTEN_FD, -1)
         # the host side dies with its parent; in the guest nobody else could be meant
         self.native.set_number(Number.FLAGS, self.plan.flags & ~PlanFlag.TELL_EXEC)
-        return hold if hold >= 0 else None
+        return (hold if hold >= 0 else None, outlet if outlet >= 0 else None)
 
     def _start_directory(self) -> None:
         """Where the core would start on the host: in the caller's directory, or at home."""

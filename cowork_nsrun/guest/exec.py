@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import sys
 import termios
 import time
@@ -18,12 +19,13 @@ from dataclasses import dataclass, field, replace
 
 from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.guest.agent import Command, Settings
+from cowork_nsrun.guest.agent import Command, Outlet, Settings
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine, Size
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.standin import Forwarding, relay
+from cowork_nsrun.outlet import hand_over_to
 from cowork_nsrun.plan import Extras, Plan
 
 
@@ -100,6 +102,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
             if translation.hold is not None:
                 os.read(translation.hold, 1)
             settings = own_settings(request.limits.within(translation.limits))
+            settings = replace(settings, outlet=translation.outlet is not None)
             with _started(machine, translation, settings, terminal) as command:
                 forwarding.to(command)
                 status = relay(command, lambda: tell({"started": True}))
@@ -153,7 +156,16 @@ def _started(
         stdout=there[1],
         stderr=there[2],
         terminal=terminal,
+        outlet=None if translation.outlet is None else _hand_over_to(translation.outlet),
     )
+
+
+def _hand_over_to(fd: int) -> Outlet:
+    try:
+        return hand_over_to(socket.socket(fileno=fd))
+    except OSError as error:
+        text = f"--listen-fd {fd}: {error.strerror}"
+        raise NsrunError(text, errno=error.errno or 0) from None
 
 
 def _is_open(fd: int) -> bool:

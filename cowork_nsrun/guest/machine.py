@@ -14,7 +14,7 @@ from typing import BinaryIO
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest import cache, template
-from cowork_nsrun.guest.agent import Agent, Command, Settings
+from cowork_nsrun.guest.agent import Agent, Command, Outlet, Settings
 from cowork_nsrun.guest.compile import Translation
 from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import Kernel, choose
@@ -183,8 +183,11 @@ class Machine(Closing):
         stdout: bool = True,
         stderr: bool = True,
         terminal: bool = False,
+        outlet: Outlet | None = None,
     ) -> Command:
         """Start a plan; what it shows of the host is shared first.
+
+        The arguments are those of :meth:`Agent.start`.
 
         Raises:
             NsrunError: the guest can't be given it.
@@ -196,6 +199,7 @@ class Machine(Closing):
             stdout=stdout,
             stderr=stderr,
             terminal=terminal,
+            outlet=outlet,
         )
 
     def _shared(self, exports: tuple[Export, ...]) -> int:

@@ -25,6 +25,7 @@ from cowork_nsrun.policy.dial import (
 )
 from cowork_nsrun.policy.gate import Gate, OnDecision, Session, Wish
 from cowork_nsrun.policy.http import HttpSession, OriginError
+from cowork_nsrun.policy.incoming import next_connection
 from cowork_nsrun.policy.rules import EgressRules
 from cowork_nsrun.policy.streams import Stream, relay
 
@@ -117,8 +118,10 @@ class EgressProxy:
         """Serve one sandbox until cancelled, then close its connections.
 
         Arguments:
-            listeners: its listening stream sockets; each takes HTTP and SOCKS.  They belong to
-                the proxy from now on, which closes them.
+            listeners: its listening stream sockets; each takes HTTP and SOCKS.  One of type
+                SOCK_SEQPACKET stands for connections that are handed over there, one a
+                message, until its other end is closed.  They belong to the proxy from now on,
+                which closes them.
         """
         slots = asyncio.Semaphore(int(self._gate.limits.connections))
         mine: set[asyncio.Task[None]] = set()
@@ -166,16 +169,17 @@ class EgressProxy:
         slots: asyncio.Semaphore,
         mine: set[asyncio.Task[None]],
     ) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, _peer = await loop.sock_accept(listener)
+                sock = await next_connection(listener)
             except OSError as error:
                 if error.errno in NO_LISTENER:
                     raise
                 self._gate.log.warning("egress: a connection waits: %s", error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
+            if sock is None:
+                return
             try:
                 await slots.acquire()
             except BaseException:

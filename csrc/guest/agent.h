@@ -35,6 +35,16 @@ struct nsr_way {
 	int ended;
 };
 
+enum nsr_moved {
+	NSR_MOVED_ALL,              /* until one side had to be waited for */
+	NSR_MOVED_SOME,             /* there may be more at once */
+	NSR_MOVED_END,              /* the source is at its end, and all is written */
+	NSR_MOVED_BROKEN,           /* nobody takes it any more */
+};
+
+/* Bytes of one way, as many as can be had and others can wait for. */
+enum nsr_moved nsr_way_move(struct nsr_way *flow, int from, int to);
+
 struct nsr_stream {
 	struct nsr_watch socket;
 	struct nsr_watch local;     /* our end of the pipe, or the terminal; -1: not yet */
@@ -76,6 +86,33 @@ void nsr_control_send(struct nsr_control *control, enum nsr_frame_type type, con
 /* Queue FAILED. */
 void nsr_control_fail(struct nsr_control *control, const struct nsr_diag *diag);
 void nsr_control_close(struct nsr_control *control);
+/* For a frame that nobody has asked for, and for all that may have to be said besides. */
+int nsr_control_has_room(const struct nsr_control *control);
+
+/* --- outlet.c: connections of a command to its host's proxy ------------------------------------- */
+
+struct nsr_outgoing;
+
+struct nsr_outlet {
+	struct nsr_watch line;      /* to who opens the listening sockets, until they are here */
+	struct nsr_watch listener[2];
+	struct nsr_control *control; /* where the host is told */
+	struct nsr_outgoing *first;
+	uint32_t n_connections;
+	uint32_t n_waiting;         /* for the host */
+	uint32_t number;            /* of the last one */
+	int64_t again_ms;           /* when to accept again, for want of something; -1: now */
+};
+
+void nsr_outlet_init(struct nsr_outlet *outlet, struct nsr_control *control);
+/* What the plan's NSR_LISTEN_FD is to be, which the caller closes; or -errno. */
+int nsr_outlet_open(struct nsr_outlet *outlet);
+/* The host has come for a connection; the socket is taken (0), or left to the caller (-errno). */
+int nsr_outlet_join(struct nsr_outlet *outlet, uint32_t number, int socket);
+/* Of all that there is; the memory is given back by nsr_outlet_tend. */
+void nsr_outlet_close(struct nsr_outlet *outlet);
+/* As nsr_commands_tend. */
+int64_t nsr_outlet_tend(struct nsr_outlet *outlet, int64_t now);
 
 /* --- command.c: commands by their tokens ------------------------------------------------------ */
 
@@ -95,6 +132,7 @@ struct nsr_command {
 	pid_t warden;               /* 0: not started, or waited for */
 	int told;                   /* the host knows how it ended */
 	struct nsr_watch line;      /* to the warden */
+	struct nsr_outlet outlet;
 	char limits[NSR_LIMITS_PATH]; /* its cgroup; "": none */
 };
 

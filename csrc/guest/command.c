@@ -50,6 +50,7 @@ static struct nsr_command *make(const uint8_t token[NSR_TOKEN_BYTES])
 	command->job = -1;
 	command->line = (struct nsr_watch){ .fd = -1, .ready = line_ready };
 	nsr_control_init(&command->control);
+	nsr_outlet_init(&command->outlet, &command->control);
 	for (int role = 0; role < NSR_ROLE_END; role++)
 		nsr_stream_init(&command->stream[role], role);
 	command->next = commands;
@@ -89,6 +90,9 @@ int nsr_command_stream(const struct nsr_hello *hello, int socket)
 	struct nsr_command *command = find(hello->token);
 	int ret;
 
+	if (hello->role == NSR_ROLE_OUTGOING)
+		return command ? nsr_outlet_join(&command->outlet, hello->connection, socket) :
+				 -ENOENT;
 	if (!command)
 		command = make(hello->token);
 	if (!command)
@@ -194,6 +198,7 @@ static int start(struct nsr_command *command, struct nsr_diag *diag)
 	command->planned = 1;
 	if (nsr_command_start(command, diag)) {
 		close_unused(command);
+		nsr_outlet_close(&command->outlet);
 		fail(command, diag);
 		return 0;
 	}
@@ -365,6 +370,7 @@ void nsr_command_reaped(pid_t pid, int status)
 	if (command->line.fd >= 0)
 		line_ready(&command->line, 0);
 	nsr_loop_close(&command->line);
+	nsr_outlet_close(&command->outlet);
 	tell_exit(command, &exited);
 }
 
@@ -373,6 +379,7 @@ void nsr_command_abandon(struct nsr_command *command)
 	command->abandoned = 1;
 	nsr_command_kill(command);
 	close_unused(command);
+	nsr_outlet_close(&command->outlet);
 }
 
 static void due(struct nsr_command *command, int64_t now)
@@ -420,22 +427,21 @@ static void drop(struct nsr_command *command)
 
 int64_t nsr_commands_tend(void)
 {
-	int64_t now = nsr_now_ms(), next = -1, one;
+	int64_t now = nsr_now_ms(), next = -1, outgoing;
 	struct nsr_command **at = &commands;
 
 	while (*at) {
 		struct nsr_command *command = *at;
 
 		due(command, now);
+		outgoing = nsr_outlet_tend(&command->outlet, now);
 		if (!command->warden && (!command->limits[0] || nsr_limits_remove(command)) &&
 		    !has_streams(command)) {
 			*at = command->next;
 			drop(command);
 			continue;
 		}
-		one = next_due(command, now);
-		if (one >= 0 && (next < 0 || one < next))
-			next = one;
+		next = nsr_earlier(next, nsr_earlier(outgoing, next_due(command, now)));
 		at = &command->next;
 	}
 	return next;

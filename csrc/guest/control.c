@@ -54,7 +54,7 @@ static void flush(struct nsr_control *control)
 
 static void queue(struct nsr_control *control, const void *bytes, size_t length)
 {
-	/* whatever a host asks for is not answered before there is room, see has_room() */
+	/* nobody says anything before nsr_control_has_room */
 	if (length > sizeof(control->out) - control->out_length)
 		return;
 	memcpy(control->out + control->out_length, bytes, length);
@@ -92,7 +92,7 @@ static void refuse(struct nsr_control *control, const struct nsr_diag *diag)
 }
 
 /* For all that a frame may be answered with, and for two failures. */
-static int has_room(const struct nsr_control *control)
+int nsr_control_has_room(const struct nsr_control *control)
 {
 	return control->out_length < SMALL_ANSWERS;
 }
@@ -204,7 +204,7 @@ static void control_ready(struct nsr_watch *watch, uint32_t events)
 		if (control->socket.fd >= 0 && control->closing)
 			linger(control);
 		/* a host that hears no answers is not asked for more; there will be an event */
-		if (control->socket.fd < 0 || control->closing || !has_room(control))
+		if (control->socket.fd < 0 || control->closing || !nsr_control_has_room(control))
 			return;
 		diag = (struct nsr_diag){ .err = 0 };
 		n = step(control, &diag);

@@ -11,7 +11,8 @@ enum { MAX_WINDOW = 65535, MAX_UMASK = 0777 };
 int nsr_hello_check(const struct nsr_hello *hello)
 {
 	int good = hello->magic == NSR_AGENT_MAGIC && hello->version == NSR_AGENT_VERSION &&
-		   hello->role < NSR_ROLE_END && !hello->reserved;
+		   hello->role < NSR_ROLE_END &&
+		   (hello->role == NSR_ROLE_OUTGOING || !hello->connection);
 
 	return good ? 0 : -EPROTO;
 }

@@ -14,6 +14,8 @@
 enum {
 	NSR_JOB_LINE = 3,           /* to the agent, one packet each way at a time */
 	NSR_JOB_FILE = 4,           /* struct nsr_job, and the plan at NSR_JOB_PLAN */
+	NSR_JOB_OUTLET = 5,         /* if has_outlet: the plan's NSR_LISTEN_FD */
+	NSR_JOB_END,
 	NSR_JOB_PLAN = 20480,
 };
 #define NSR_WARDEN_OPTION "--warden"
@@ -24,6 +26,7 @@ struct nsr_job {
 	uint64_t plan_length;
 	int32_t guest;              /* all is ours, see mount_proc() */
 	int32_t own_userns;         /* it was made for the right to make the others */
+	int32_t has_outlet;
 	struct rlimit nofile;       /* what the command gets */
 	char limits[NSR_LIMITS_PATH];
 	struct nsr_host_settings settings;

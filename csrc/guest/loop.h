@@ -39,4 +39,10 @@ int nsr_loop_turn(int64_t until_ms);
 /* CLOCK_MONOTONIC. */
 int64_t nsr_now_ms(void);
 
+/* Of two such times, of which -1 never comes. */
+static inline int64_t nsr_earlier(int64_t a, int64_t b)
+{
+	return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
 #endif

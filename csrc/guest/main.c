@@ -42,7 +42,7 @@ static void take_first_fds(void)
 			fd = open("/", O_RDONLY | O_CLOEXEC);
 		if (fd < 0)
 			die("/dev/null");
-	} while (fd <= NSR_JOB_FILE);
+	} while (fd < NSR_JOB_END);
 	close(fd);
 }
 
@@ -126,11 +126,6 @@ static void watch_signals(void)
 		die("signals");
 }
 
-static int64_t earlier(int64_t a, int64_t b)
-{
-	return a < 0 || (b >= 0 && b < a) ? b : a;
-}
-
 static _Noreturn void serve(int listener, int host_only)
 {
 	if (nsr_loop_open())
@@ -139,7 +134,7 @@ static _Noreturn void serve(int listener, int host_only)
 	if (nsr_hello_listen(listener, host_only))
 		die("epoll");
 	for (;;) {
-		int64_t next = earlier(nsr_hellos_tend(), nsr_commands_tend());
+		int64_t next = nsr_earlier(nsr_hellos_tend(), nsr_commands_tend());
 
 		if (nsr_loop_turn(next))
 			die("epoll");

@@ -20,6 +20,14 @@
  * stream kills all that there is of the command; what was written to the data
  * streams until then can still be read from them.
  *
+ * A command with NSR_SETTINGS_OUTLET has a network of its own in which the agent
+ * listens, as nsrun does for a sandbox with a proxy outside (NSR_PORT_HTTP and
+ * NSR_PORT_SOCKS of 127.0.0.1).  For each connection that comes there the agent
+ * sends OUTGOING, and the host opens one more stream for it: the hello has the
+ * command's token, NSR_ROLE_OUTGOING and the connection's number.  Then follow
+ * raw bytes both ways; the end of one way is passed on alone.  Nothing in the
+ * guest opens a stream to the host, so nothing there can be a way around this.
+ *
  * POWER_OFF and GET_INFO come on a control stream of their own.
  *
  * All numbers are in the byte order of the machine, which is the host's.
@@ -32,7 +40,7 @@
 enum {
 	NSR_AGENT_PORT = 1024,
 	NSR_AGENT_MAGIC = 0x4152534e,   /* "NSRA" */
-	NSR_AGENT_VERSION = 1,
+	NSR_AGENT_VERSION = 2,
 	NSR_SETTINGS_VERSION = 1,
 	NSR_TOKEN_BYTES = 16,
 	NSR_ENTROPY_BYTES = 32,
@@ -40,6 +48,8 @@ enum {
 	NSR_PLAN_FRAME_MAX = 64 << 20,  /* ... which may have so many bytes */
 	NSR_SETTINGS_GROUPS = 4096,
 	NSR_RELEASE_BYTES = 72,
+	NSR_OUTGOING = 256,             /* connections of one command; more wait in the backlog */
+	NSR_OUTGOING_WAITING = 64,      /* of them, those for which the host has not come yet */
 };
 
 enum nsr_role {
@@ -48,6 +58,7 @@ enum nsr_role {
 	NSR_ROLE_STDOUT,
 	NSR_ROLE_STDERR,
 	NSR_ROLE_TERMINAL,              /* both ways, in place of the three above */
+	NSR_ROLE_OUTGOING,              /* both ways, a connection that OUTGOING told of */
 	NSR_ROLE_END,
 };
 
@@ -55,7 +66,7 @@ struct nsr_hello {
 	uint32_t magic;
 	uint32_t version;
 	uint32_t role;                  /* enum nsr_role */
-	uint32_t reserved;              /* 0 */
+	uint32_t connection;            /* of NSR_ROLE_OUTGOING; else 0 */
 	uint8_t token[NSR_TOKEN_BYTES];
 };
 _Static_assert(sizeof(struct nsr_hello) == 32, "on the wire");
@@ -80,12 +91,14 @@ enum nsr_frame_type {
 	NSR_FRAME_EXITED,               /* struct nsr_exited */
 	NSR_FRAME_FAILED,               /* struct nsr_failed, the path, the text */
 	NSR_FRAME_INFO,                 /* struct nsr_info */
+	NSR_FRAME_OUTGOING,             /* uint32_t: the connection's number */
 };
 
 enum nsr_settings_flag {
 	NSR_SETTINGS_CLOCK = 1 << 0,    /* clock_ns is the time; ignored but by pid 1 */
 	NSR_SETTINGS_ENTROPY = 1 << 1,  /* mix entropy in; ignored but by pid 1 */
-	NSR_SETTINGS_FLAG_ALL = (1 << 2) - 1,
+	NSR_SETTINGS_OUTLET = 1 << 2,   /* connections of the command are carried to the host */
+	NSR_SETTINGS_FLAG_ALL = (1 << 3) - 1,
 };
 
 struct nsr_settings {

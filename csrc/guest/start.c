@@ -111,6 +111,7 @@ static int write_job(const struct nsr_command *command, int own_userns)
 		.plan_length = command->plan_length,
 		.guest = nsr_agent.pid_1,
 		.own_userns = own_userns,
+		.has_outlet = !!(command->settings->head.flags & NSR_SETTINGS_OUTLET),
 		.nofile = nsr_agent.nofile,
 		.settings = *command->settings,
 	};
@@ -120,7 +121,7 @@ static int write_job(const struct nsr_command *command, int own_userns)
 
 /* Between clone and exec, in our own memory: system calls alone. */
 struct exec {
-	int from[NSR_JOB_FILE + 1]; /* what becomes descriptor 0, 1, ... */
+	int from[NSR_JOB_END];      /* what becomes descriptor 0, 1, ...; -1: nothing */
 	int program;
 	int own_userns;
 	char uid_map[MAP_TEXT];
@@ -166,8 +167,9 @@ static int exec_warden(void *arg)
 	struct exec *exec = arg;
 	long ret = exec->own_userns ? own_user(exec) : 0;
 
-	for (int i = 0; ret >= 0 && i <= NSR_JOB_FILE; i++)
-		ret = SYS3(SYS_dup3, exec->from[i], i, 0);
+	for (int i = 0; ret >= 0 && i < NSR_JOB_END; i++)
+		if (exec->from[i] >= 0)
+			ret = SYS3(SYS_dup3, exec->from[i], i, 0);
 	if (ret >= 0)
 		ret = SYS5(SYS_execveat, exec->program, "", argv, envp, NSR_AT_EMPTY_PATH);
 	exec->err = -ret;
@@ -193,6 +195,16 @@ static int clone_warden(struct exec *exec, pid_t *pid)
 	return (int)-exec->err;
 }
 
+/* What the plan's NSR_LISTEN_FD will be; -1: it has none.  -errno with diag filled. */
+static int open_outlet(struct nsr_command *command, int *fd, struct nsr_diag *diag)
+{
+	*fd = -1;
+	if (!(command->settings->head.flags & NSR_SETTINGS_OUTLET))
+		return 0;
+	*fd = nsr_outlet_open(&command->outlet);
+	return *fd < 0 ? nsr_diag_errno(diag, -*fd, "Can't make the command's way out") : 0;
+}
+
 static int launch(struct nsr_command *command, const struct stdio *stdio, int own_userns,
 		  struct nsr_diag *diag)
 {
@@ -204,6 +216,11 @@ static int launch(struct nsr_command *command, const struct stdio *stdio, int ow
 		return nsr_diag_errno(diag, -ret, "Can't write down the command's job");
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, line))
 		return nsr_diag_errno(diag, errno, "Can't make a line to the command");
+	ret = open_outlet(command, &exec.from[NSR_JOB_OUTLET], diag);
+	if (ret) {
+		close_all(line, 2);
+		return ret;
+	}
 	memcpy(exec.from, stdio->theirs, sizeof(stdio->theirs));
 	exec.from[NSR_JOB_LINE] = line[1];
 	exec.from[NSR_JOB_FILE] = command->job;
@@ -211,6 +228,7 @@ static int launch(struct nsr_command *command, const struct stdio *stdio, int ow
 	snprintf(exec.gid_map, sizeof(exec.gid_map), "%u %u 1", getegid(), getegid());
 	ret = clone_warden(&exec, &command->warden);
 	close(line[1]);
+	close_all(&exec.from[NSR_JOB_OUTLET], 1);
 	command->line.fd = line[0];
 	if (!ret && fcntl(line[0], F_SETFL, O_NONBLOCK))
 		ret = -errno;

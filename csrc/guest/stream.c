@@ -22,13 +22,6 @@ enum {
 	NSR_FLOW_TURN = 4 * NSR_FLOW_BYTES, /* before others have their turn */
 };
 
-enum moved {
-	MOVED_ALL,                  /* until one side had to be waited for */
-	MOVED_SOME,                 /* there may be more at once */
-	MOVED_END,                  /* the source is at its end, and all is written */
-	MOVED_BROKEN,               /* nobody takes it any more */
-};
-
 /* What fits; the number of bytes, 0: nothing now; -1: the reader is gone. */
 static ssize_t put(int to, const uint8_t *bytes, size_t length)
 {
@@ -55,21 +48,21 @@ static ssize_t get(int from, uint8_t *bytes, size_t size)
 	return n;
 }
 
-static enum moved put_rest(struct nsr_way *flow, int to)
+static enum nsr_moved put_rest(struct nsr_way *flow, int to)
 {
 	while (flow->length) {
 		ssize_t n = put(to, flow->rest + flow->at, flow->length);
 
 		if (n < 0)
-			return MOVED_BROKEN;
+			return NSR_MOVED_BROKEN;
 		if (!n)
-			return MOVED_ALL;
+			return NSR_MOVED_ALL;
 		flow->at += (size_t)n;
 		flow->length -= (size_t)n;
 	}
 	free(flow->rest);
 	flow->rest = NULL;
-	return MOVED_SOME;
+	return NSR_MOVED_SOME;
 }
 
 static int keep_rest(struct nsr_way *flow, const uint8_t *bytes, size_t length)
@@ -83,51 +76,51 @@ static int keep_rest(struct nsr_way *flow, const uint8_t *bytes, size_t length)
 	return 0;
 }
 
-static enum moved move(struct nsr_way *flow, int from, int to)
+enum nsr_moved nsr_way_move(struct nsr_way *flow, int from, int to)
 {
 	static uint8_t buffer[NSR_FLOW_BYTES];
 
 	for (size_t moved = 0; moved < NSR_FLOW_TURN;) {
-		enum moved rest = put_rest(flow, to);
+		enum nsr_moved rest = put_rest(flow, to);
 		ssize_t n, done;
 
-		if (rest != MOVED_SOME)
+		if (rest != NSR_MOVED_SOME)
 			return rest;
 		n = flow->ended ? 0 : get(from, buffer, sizeof(buffer));
 		if (n < 0)
-			return MOVED_ALL;
+			return NSR_MOVED_ALL;
 		if (!n) {
 			flow->ended = 1;
-			return MOVED_END;
+			return NSR_MOVED_END;
 		}
 		moved += (size_t)n;
 		done = put(to, buffer, (size_t)n);
 		if (done < 0 ||
 		    (done < n && keep_rest(flow, buffer + done, (size_t)(n - done))))
-			return MOVED_BROKEN;
+			return NSR_MOVED_BROKEN;
 	}
-	return MOVED_SOME;
+	return NSR_MOVED_SOME;
 }
 
 static void turn_in(struct nsr_stream *stream, uint32_t local_events)
 {
-	enum moved moved = move(&stream->in, stream->socket.fd, stream->local.fd);
+	enum nsr_moved moved = nsr_way_move(&stream->in, stream->socket.fd, stream->local.fd);
 
-	if (moved == MOVED_SOME)
+	if (moved == NSR_MOVED_SOME)
 		nsr_loop_again(&stream->socket);
 	/* the end of our pipe is the end that the command sees; or it reads no more */
-	else if (moved != MOVED_ALL || local_events & EPOLLERR)
+	else if (moved != NSR_MOVED_ALL || local_events & EPOLLERR)
 		nsr_stream_close(stream);
 }
 
 static void turn_out(struct nsr_stream *stream, uint32_t socket_events)
 {
-	enum moved moved = move(&stream->out, stream->local.fd, stream->socket.fd);
+	enum nsr_moved moved = nsr_way_move(&stream->out, stream->local.fd, stream->socket.fd);
 
-	if (moved == MOVED_SOME)
+	if (moved == NSR_MOVED_SOME)
 		nsr_loop_again(&stream->socket);
 	/* the command's next write finds that nobody reads, as on any pipe */
-	else if (moved != MOVED_ALL || socket_events & (EPOLLERR | EPOLLHUP))
+	else if (moved != NSR_MOVED_ALL || socket_events & (EPOLLERR | EPOLLHUP))
 		nsr_stream_close(stream);
 }
 
@@ -160,18 +153,18 @@ static void end_terminal(struct nsr_stream *stream)
 /* What the host types may end before what the terminal shows does. */
 static void turn_terminal(struct nsr_stream *stream, uint32_t socket_events)
 {
-	enum moved in = MOVED_END, out;
+	enum nsr_moved in = NSR_MOVED_END, out;
 
 	if (!stream->in.ended)
-		in = move(&stream->in, stream->socket.fd, stream->local.fd);
-	if (in == MOVED_BROKEN)
+		in = nsr_way_move(&stream->in, stream->socket.fd, stream->local.fd);
+	if (in == NSR_MOVED_BROKEN)
 		stream->in.ended = 1;
-	out = move(&stream->out, stream->local.fd, stream->socket.fd);
-	if (out == MOVED_END)
+	out = nsr_way_move(&stream->out, stream->local.fd, stream->socket.fd);
+	if (out == NSR_MOVED_END)
 		end_terminal(stream);
-	else if (out == MOVED_BROKEN || socket_events & (EPOLLERR | EPOLLHUP))
+	else if (out == NSR_MOVED_BROKEN || socket_events & (EPOLLERR | EPOLLHUP))
 		nsr_stream_close(stream);
-	else if (in == MOVED_SOME || out == MOVED_SOME)
+	else if (in == NSR_MOVED_SOME || out == NSR_MOVED_SOME)
 		nsr_loop_again(&stream->socket);
 }
 

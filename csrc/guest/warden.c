@@ -241,6 +241,16 @@ static void read_plan(const struct nsr_job *job)
 	check_plan();
 }
 
+/* In a network that others share, the proxy's ports would be everybody's. */
+static void give_outlet(void)
+{
+	run.plan.number[NSR_LISTEN_FD] = NSR_JOB_OUTLET;
+	if (run.plan.number[NSR_UNSHARE] & NSR_CLONE_NEWNET)
+		return;
+	nsr_diag_set(&run.diag, "A plan with a way out to a proxy needs a network of its own");
+	give_up(&run.diag);
+}
+
 static void open_channels(void)
 {
 	int report[2], life[2];
@@ -275,6 +285,8 @@ static void close_theirs(void)
 		close(null);
 	close((int)run.plan.number[NSR_REPORT_FD]);
 	close((int)run.plan.number[NSR_LIFE_FD]);
+	if (run.plan.number[NSR_LISTEN_FD] != -1)
+		close((int)run.plan.number[NSR_LISTEN_FD]);
 }
 
 static void fork_monitor(const struct nsr_job *job)
@@ -431,8 +443,12 @@ int nsr_warden_main(void)
 		return EXIT_FAILURE;
 	reset_signals();
 	job = read_job(&size);
+	if (job->has_outlet && fcntl(NSR_JOB_OUTLET, F_SETFD, FD_CLOEXEC))
+		return EXIT_FAILURE;
 	mount_proc(job);
 	read_plan(job);
+	if (job->has_outlet)
+		give_outlet();
 	if (setrlimit(RLIMIT_NOFILE, &job->nofile)) {
 		nsr_diag_errno(&run.diag, errno, "Can't set the limit nofile");
 		give_up(&run.diag);

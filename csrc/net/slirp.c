@@ -22,6 +22,7 @@
 #include "addresses.h"
 #include "jail.h"
 #include "reach.h"
+#include "refuse.h"
 
 enum { STATUS_ERROR = 1, STATUS_USAGE = 2 };
 enum { MTU_MIN = 1280, MTU = 1500, MTU_MAX = 65520, HEAD = 14 };
@@ -252,6 +253,19 @@ static int until_timer(uint32_t timeout)
 	return least < INT32_MAX ? (int)least : INT32_MAX;
 }
 
+static void take_frame(size_t len)
+{
+	uint8_t answer[NSR_NET_REFUSAL];
+
+	if (nsr_net_reaches(network.frame, len, network.link_local)) {
+		slirp_input(network.slirp, network.frame, (int)len);
+		return;
+	}
+	len = nsr_net_refusal(network.frame, len, answer);
+	if (len)
+		send_packet(answer, len, NULL);
+}
+
 static void take_frames(void)
 {
 	for (int i = 0; i < BATCH; i++) {
@@ -264,9 +278,8 @@ static void take_frames(void)
 			fail(STATUS_ERROR, "recv of a frame: %s", strerror(errno));
 		if (n <= 0)
 			exit(0);
-		if ((size_t)n <= HEAD + network.mtu &&
-		    nsr_net_reaches(network.frame, (size_t)n, network.link_local))
-			slirp_input(network.slirp, network.frame, (int)n);
+		if ((size_t)n <= HEAD + network.mtu)
+			take_frame((size_t)n);
 	}
 }
 

@@ -125,9 +125,16 @@ static void drain(struct fs *fs, uint32_t queue, struct vmm_chain *chain)
 {
 	int ret = 0;
 
-	while (fs->device.running &&
-	       (ret = vmm_queue_pop(&fs->device.queue[queue], chain)) > 0) {
-		ssize_t written = serve(fs, chain->out, chain->n_out, chain->in, chain->n_in);
+	for (uint32_t n = 0; fs->device.running &&
+			     (ret = vmm_queue_pop(&fs->device.queue[queue], chain)) > 0; n++) {
+		ssize_t written;
+
+		/* more than one at a time: another thread takes part */
+		if (n == 1) {
+			fs->pending[queue] = true;
+			pthread_cond_signal(&fs->kicked);
+		}
+		written = serve(fs, chain->out, chain->n_out, chain->in, chain->n_in);
 
 		if (written == -EAGAIN)
 			park(fs, queue, chain);
@@ -184,7 +191,7 @@ static void notify(struct vmm_device *device, uint32_t queue)
 	struct fs *fs = fs_of(device);
 
 	fs->pending[queue] = true;
-	pthread_cond_broadcast(&fs->kicked);
+	pthread_cond_signal(&fs->kicked);
 }
 
 /* What is under way writes to the guest's memory, and must not after this. */

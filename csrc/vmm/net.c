@@ -290,6 +290,8 @@ static const char *load(struct vmm_device *device, const struct vmm_own_state *o
 
 	if (own->len != sizeof(net->config) || memcmp(own->data, &net->config, own->len))
 		return "the card that was saved had another address or MTU";
+	/* frames may lie in the ring that were kicked for before */
+	net->blocked = true;
 	wait_for(net);
 	return NULL;
 }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,32 @@ def test_stdin_and_kill(machines: Daemon) -> None:
     end = events.until_exit("k")[2]
     assert (end["exitCode"], end["signal"]) == (None, "SIGTERM")
     assert machines.sh(events, "pgrep sleep || echo none", name="s") == "none\n"
+
+
+def test_domains(machines: Daemon, start: Start) -> None:
+    """A list is kept, by a proxy outside: what is on it is reached, nothing else."""
+    events = machines.subscriber()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        script = f"curl -sS --max-time 20 http://127.0.0.1:{port}/ 2>&1; echo $?"
+        allowed = {"name": "s", "allowedDomains": [f"127.0.0.1:{port}"]}
+        out = machines.sh(events, script, **allowed)
+        direct = machines.sh(events, f"curl --noproxy '*' -s http://127.0.0.1:{port}/ || echo no",
+                             **allowed)  # fmt: skip
+        refused = machines.sh(events, script, name="s", allowedDomains=["example.org"])
+    assert out == "hello0\n"
+    assert direct == "no\n"
+    assert "hello" not in refused
+
+
+def answer(listener: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello")
 
 
 def test_05_a_stop_does_not_block(machines: Daemon) -> None:

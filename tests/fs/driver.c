@@ -7,7 +7,8 @@
  * On stdin, for each request: u32 length, u32 room for the reply, u32 piece, and
  * its bytes.  On stdout: i64 what fs_request returned, then the reply.  Both are
  * given to the server in pieces of so many bytes, each its own memory, so that a
- * sanitizer sees one byte too many.
+ * sanitizer sees one byte too many.  Without a piece, the bytes are a view to add;
+ * on stdout then only its first index.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -98,10 +99,12 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	while (fread(head, sizeof(head), 1, stdin) == 1) {
-		if (head[0] > MOST || head[1] > MOST || !head[2] ||
-		    fread(data, 1, head[0], stdin) != head[0])
+		if (head[0] > MOST || head[1] > MOST || fread(data, 1, head[0], stdin) != head[0])
 			return 2;
-		serve(server, head, data);
+		if (head[2])
+			serve(server, head, data);
+		else
+			write_reply(NULL, 0, fs_server_add(server, data, head[0], error, sizeof(error)));
 	}
 	fs_server_free(server);
 	return 0;

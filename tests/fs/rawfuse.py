@@ -64,6 +64,14 @@ class Raw:
         returned = struct.unpack("<q", answer)[0]
         return returned, self.process.stdout.read(max(returned, 0))
 
+    def add(self, view: bytes) -> int:
+        """The index of the first of more exports; -1: refused."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(struct.pack("<III", len(view), 0, 0) + view)
+        self.process.stdin.flush()
+        return int(struct.unpack("<q", self.process.stdout.read(8))[0])
+
     def request(self, opcode: int, node: int, body: bytes = b"", *, room: int = 8192) -> Reply:
         """A well-formed request with this body."""
         self.unique += 1
@@ -113,14 +121,24 @@ class Raw:
 
 
 @contextlib.contextmanager
-def raw(driver: Path, exports: Sequence[Export], *, piece: int = 1 << 20) -> Iterator[Raw]:
+def raw(
+    driver: Path, exports: Sequence[Export], *, piece: int = 1 << 20, user: int | None = None
+) -> Iterator[Raw]:
     """A server that a client has begun to use; in the end it must not have complained."""
     with tempfile.TemporaryDirectory(prefix="nsrun-fs-") as name:
         view = Path(name, "view")
         view.write_bytes(view_bytes(exports))
+        Path(name).chmod(0o755)
         pipe = subprocess.PIPE
         with subprocess.Popen(
-            [driver, view], env={**os.environ, **OPTIONS}, stdin=pipe, stdout=pipe, stderr=pipe
+            [driver, view],
+            env={**os.environ, **OPTIONS},
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         ) as process:
             client = Raw(process, piece)
             try:

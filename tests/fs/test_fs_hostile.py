@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import rawfuse
 from rawfuse import ROOT, Raw, raw
 
-from cowork_nsrun.guest.view import Access, Export, Rule
+from cowork_nsrun.guest.view import Access, Export, Rule, view_bytes
 
 SECRET = b"what the plan hid\n"
 RULES = (
@@ -386,3 +388,58 @@ def test_random_requests(client: Raw) -> None:
         )
         if reply.errno == 0 and opcode in (rawfuse.OPEN, rawfuse.OPENDIR):
             handles.append(reply.node)
+
+
+def test_exports_come_later(client: Raw, host: Path) -> None:
+    """Existing ones stay as they are, rules and numbers of nodes included."""
+    secret = client.lookup(ROOT, "0", "secret").node
+    assert client.lookup(ROOT, "2").errno == errno.ENOENT
+    more = view_bytes([Export(str(host / "vault")), Export(str(host / "secret"), read_only=True)])
+    assert client.add(more) == 2
+    assert client.read(client.lookup(ROOT, "2", "key").node) == SECRET
+    assert client.read(client.lookup(ROOT, "3").node) == SECRET
+    assert client.lookup(ROOT, "0", "secret").node == secret
+    assert client.open(secret).errno == errno.EACCES
+    handle = client.open(ROOT, opcode=rawfuse.OPENDIR).node
+    body = struct.pack("<QQIIQII", handle, 0, 4096, 0, 0, 0, 0)
+    assert client.request(rawfuse.READDIR, ROOT, body).data.count(b"\0\0\0\0" + b"3") == 1
+    # one that can't be adds nothing
+    assert client.add(view_bytes([Export(str(host)), Export("/no/such")])) == -1
+    assert client.add(more[:-1]) == -1
+    assert client.lookup(ROOT, "4").errno == errno.ENOENT
+    assert client.add(view_bytes([])) == 4
+
+
+def test_as_many_exports_as_files_allow(driver: Path, host: Path) -> None:
+    with raw(driver, [Export(str(host))]) as client:
+        many = view_bytes([Export(str(host))] * 4096)
+        assert client.add(many) == -1
+        assert client.lookup(ROOT, "1").errno == errno.ENOENT
+        assert client.add(view_bytes([Export(str(host))] * 10)) == 1
+
+
+def test_a_user_s_server(
+    driver: Path, open_directory: Path, lack: Callable[[str], NoReturn]
+) -> None:
+    """What it may not is refused by the host; nothing is done for it that needs root."""
+    if os.geteuid() != 0:
+        lack("only root can run the file server as root and as a user")
+    host = open_directory / "users"
+    host.mkdir()
+    program = open_directory / "driver"
+    shutil.copy(driver, program)
+    (host / "roots").write_bytes(SECRET)
+    (host / "roots").chmod(0o600)
+    os.chown(host, 12345, 12345)
+    with raw(program, [Export(str(host))], user=12345) as client:
+        top = client.lookup(ROOT, "0").node
+        roots = client.lookup(top, "roots").node
+        assert client.open(roots).errno == errno.EACCES
+        assert client.open(roots, os.O_WRONLY).errno == errno.EACCES
+        made = client.create(top, "made").node
+        mode = struct.pack("<II", 1, 0) + bytes(60) + struct.pack("<I", 0o4755) + bytes(16)
+        assert client.request(rawfuse.SETATTR, made, mode).errno == 0
+        owner = struct.pack("<II", 2, 0) + bytes(68) + struct.pack("<I", 0) + bytes(8)
+        assert client.request(rawfuse.SETATTR, made, owner).errno == errno.EPERM
+    there = (host / "made").stat()
+    assert (there.st_uid, stat.S_IMODE(there.st_mode)) == (12345, 0o4755)

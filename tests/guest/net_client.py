@@ -89,8 +89,7 @@ def main() -> int:
     try:
         print(does[what](address, *map(int, numbers)))
     except OSError as error:
-        print(type(error).__name__)
-        print(error, file=sys.stderr)
+        print(type(error).__name__, error.errno)
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import struct
 import threading
@@ -23,13 +24,14 @@ CONTROL, STDIN, STDOUT, STDERR, TERMINAL = range(5)
 SETTINGS, PLAN, SIGNAL, RESIZE, DEADLINE, POWER_OFF, GET_INFO = range(1, 8)
 EXITED, FAILED, INFO = 66, 67, 68
 HELLOS = 64
+COMMANDS = 1024
 MANY = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
 def hello(
-    role: int, token: bytes, *, magic: int = MAGIC, version: int = 1, reserved: int = 0
+    role: int, token: bytes, *, magic: int = MAGIC, version: int = 2, reserved: int = 0
 ) -> bytes:
     return struct.pack("=4I16s", magic, version, role, reserved, token)
 
@@ -99,8 +101,8 @@ def works(server: Server) -> bool:
     "said",
     [
         hello(CONTROL, b"", magic=0),
-        hello(CONTROL, b"", version=2),
-        hello(5, b""),
+        hello(CONTROL, b"", version=1),
+        hello(6, b""),
         hello(CONTROL, b"", reserved=1),
     ],
     ids=["magic", "version", "role", "reserved"],
@@ -333,12 +335,28 @@ def test_half_a_hello_from_many(server: Server) -> None:
     assert outcomes == [True]
 
 
+@pytest.fixture
+def many_files(lack: Callable[[str], NoReturn]) -> Iterator[None]:
+    """As many descriptors as the agent has commands, and some more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < COMMANDS + 500:
+        lack(f"no more than {hard} descriptors a process: the agent's commands don't fit")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
 def test_more_commands_than_there_may_be(server: Server) -> None:
     with ExitStack() as stack:
-        hosts = [stack.enter_context(raw(server)) for _ in range(300)]
+        hosts = [stack.enter_context(raw(server)) for _ in range(COMMANDS)]
         for host in hosts:
             host.join(CONTROL)
-        assert works(server)
+        assert stack.enter_context(raw(server)).is_refused(CONTROL)
+        hosts[7].streams[0].close()
+        while stack.enter_context(raw(server)).is_refused(CONTROL):
+            pass
+    assert works(server)
 
 
 # --- the command's side -------------------------------------------------------------------------

@@ -71,6 +71,9 @@ STEPS = (
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS),
     ),
     Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=900)),
+    Step("vmm-root", VMM),
+    Step("vmm-kvm", VMM, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
+    Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=1800)),
     Step("vsock-root", ("tests/vmm/test_vsock.py",)),
     Step("snapshot-root", ("tests/guest/test_template.py",)),
     # samples: all would take 4 and 20 minutes

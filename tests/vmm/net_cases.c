@@ -527,6 +527,43 @@ static void case_reset(void)
 	CHECK(guest_gets(200, 0, BUFFER) && host_gets(200));
 }
 
+/* Frames that were kicked for before, and a frame that waited for buffers, which is lost. */
+static void case_restored(void)
+{
+	uint16_t taken = 0;
+
+	for (uint16_t n = 0; n < DRIVER_QUEUE; n++) {
+		make_frame(n, 1400);
+		send_frame(n, 1400);
+	}
+	CHECK(host_sends(1000));
+	driver_settle();
+	CHECK(!driver_restore(MTU));
+	driver_settle();
+	while (is_done(DRIVER_TX, taken))
+		taken++;
+	CHECK(taken > 10 && taken < DRIVER_QUEUE);
+	while (recv(driver.host, got, sizeof(got), MSG_DONTWAIT) > 0)
+		driver_settle();
+	while (taken < DRIVER_QUEUE)
+		CHECK(is_done(DRIVER_TX, taken++));
+	post(0, BUFFER);
+	make_frame(5, 500);
+	CHECK(host_sends(500));
+	send_frame(0, 500);
+	driver_settle();
+	CHECK(guest_gets(500, 0, BUFFER) && host_gets(500) && !driver.config_changes);
+}
+
+static void case_restored_otherwise(void)
+{
+	CHECK(driver_restore(MTU - 1));
+	driver_reset();
+	driver_start(event_idx, true, DRIVER_QUEUE);
+	host_leaves();
+	CHECK(driver_restore(MTU - 1));
+}
+
 static void case_configuration(void)
 {
 	const uint8_t expected[12] = { 2, 'n', 's', 'r', 'u', 'n', 1, 0, 1, 0, MTU & 255, MTU >> 8 };
@@ -574,6 +611,8 @@ static const struct {
 	{ "received-in-parts", case_received_in_parts },
 	{ "received-unmerged", case_received_unmerged },
 	{ "reset", case_reset },
+	{ "restored", case_restored },
+	{ "restored-otherwise", case_restored_otherwise },
 	{ "sent", case_sent },
 	{ "sent-in-parts", case_sent_in_parts },
 	{ "sockets-of-another-kind", case_sockets_of_another_kind },

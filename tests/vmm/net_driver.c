@@ -103,22 +103,48 @@ struct driver_desc *driver_desc(uint32_t queue, uint16_t index)
 	return (struct driver_desc *)driver_at(driver.ring[queue].base) + index;
 }
 
-void driver_new(uint32_t mtu)
+static void new_device(uint32_t mtu)
 {
 	int fds[2];
 
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds))
+		driver_fail("no sockets: %s", strerror(errno));
+	driver.host = fds[0];
+	driver.device = vmm_net_new(NULL, fds[1], mtu);
+	if (!driver.device)
+		driver_fail("no device: %s", strerror(errno));
+}
+
+const char *driver_restore(uint32_t mtu)
+{
+	struct vmm_device *old = driver.device, saved;
+	struct vmm_own_state own = { .len = 0 };
+	const char *why = old->ops->save(old, &own);
+	uint32_t changes = driver.config_changes;
+
+	if (why)
+		return why;
+	saved = *old;
+	close(driver.host);
+	vmm_net_free(old);
+	driver.config_changes = changes;
+	new_device(mtu);
+	memcpy(driver.device->queue, saved.queue, sizeof(saved.queue));
+	driver.device->acked = saved.acked;
+	driver.device->running = saved.running;
+	return driver.device->ops->load(driver.device, &own);
+}
+
+void driver_new(uint32_t mtu)
+{
 	memset(&driver, 0, sizeof(driver));
 	driver.memory.n = 1;
 	driver.memory.region[0].size = DRIVER_MEMORY;
 	driver.memory.region[0].host = mmap(NULL, DRIVER_MEMORY, PROT_READ | PROT_WRITE,
 					    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (driver.memory.region[0].host == MAP_FAILED ||
-	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds))
-		driver_fail("no memory, or no sockets: %s", strerror(errno));
-	driver.host = fds[0];
-	driver.device = vmm_net_new(NULL, fds[1], mtu);
-	if (!driver.device)
-		driver_fail("no device: %s", strerror(errno));
+	if (driver.memory.region[0].host == MAP_FAILED)
+		driver_fail("no memory: %s", strerror(errno));
+	new_device(mtu);
 }
 
 void driver_free(void)

@@ -59,6 +59,8 @@ void driver_free(void);
 /* Queues of that many entries set up, and DRIVER_OK. */
 void driver_start(bool event_idx, bool merge, uint16_t size);
 void driver_reset(void);
+/* As after a snapshot: another device with the same driver; NULL, or why not. */
+const char *driver_restore(uint32_t mtu);
 /* Run the loop until nothing is left to do. */
 void driver_settle(void);
 

@@ -98,7 +98,7 @@ void fs_fill_entry(struct fs_server *server, const struct fs_node *node, struct 
 		.entry_valid = is_shared(node) ? FS_VALID_WRITABLE_S : FS_VALID_READ_ONLY_S,
 	};
 	/* a file that is gone must not be there: a journal of a database's would be played back */
-	if (is_shared(node) && node->is.type == S_IFREG)
+	if (is_shared(node) && node->is.type != S_IFDIR)
 		entry->entry_valid = 0;
 	fs_valid(node, &entry->attr_valid, &entry->attr_valid_nsec);
 	fs_fill_attr(server, st, &entry->attr);

@@ -52,7 +52,7 @@ static int open_handle(struct fs_server *server, struct fs_node *node, uint32_t 
 	}
 	/* nobody writes there but the host, whose changes show in the attributes */
 	if (node->where.access == FS_READ_ONLY)
-		out->open_flags = FOPEN_KEEP_CACHE;
+		out->open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH;
 	/* to the end, wherever that is */
 	if (node->where.export->foreign)
 		out->open_flags = FOPEN_DIRECT_IO;

@@ -100,6 +100,7 @@ enum fuse_opcode {
 #define FUSE_RELEASE_FLOCK_UNLOCK (1u << 1)
 #define FOPEN_DIRECT_IO (1u << 0)
 #define FOPEN_KEEP_CACHE (1u << 1)
+#define FOPEN_NOFLUSH (1u << 5)
 
 struct fuse_in_header {
 	uint32_t len;
