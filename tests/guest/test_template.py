@@ -351,7 +351,7 @@ def test_machines_become_templates(
 ) -> None:
     """The first one boots, the next is its clone; a template that was damaged is removed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    size = Size(memory_mib=MEMORY_MIB, cpus=1)
+    size = Size(memory_mib=MEMORY_MIB, cpus=2)
     with Machine(world.kernel.path, size) as first:
         assert not is_clone(first)
         first.wait_ready()
