@@ -119,8 +119,11 @@ def test_much_both_ways(server: Server) -> None:
     data = random.Random(1).randbytes(8 * MIB)
 
     def serve(stream: socket.socket) -> None:
-        feeder = threading.Thread(target=lambda: (stream.sendall(data),
-                                                  stream.shutdown(socket.SHUT_WR)))  # fmt: skip
+        def feed() -> None:
+            stream.sendall(data)
+            stream.shutdown(socket.SHUT_WR)
+
+        feeder = threading.Thread(target=feed)
         feeder.start()
         assert drain(stream) == data
         feeder.join()
