@@ -265,8 +265,9 @@ def test_from_python(verdicts: dict[str, str], folder: Path) -> None:
 
 def test_from_python_with_signals(verdicts: dict[str, str]) -> None:
     spec = Sandbox.minimal().replace(backend="kvm")
-    with popen(["sh", "-c", "trap 'exit 9' TERM; echo ready; cat"], spec,
-               stdin=PIPE, stdout=PIPE) as process:  # fmt: skip
+    # a shell hears a signal that comes just before it waits for a program only after that
+    script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done"
+    with popen(["sh", "-c", script], spec, stdout=PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
