@@ -64,9 +64,9 @@ AROUND = """
 import errno
 port = int(sys.argv[1].rpartition(":")[2])
 def tried(*words, to):
-    sock = socket.socket(*words)
-    sock.settimeout(5)
     try:
+        sock = socket.socket(*words)
+        sock.settimeout(5)
         sock.connect(to)
         sock.sendall(b"x")
         return sock.recv(1)
@@ -91,7 +91,7 @@ print({tried(socket.AF_VSOCK, socket.SOCK_STREAM, to=(cid, p)) in (b"", "OSError
 
 @dataclass
 class Target:
-    """A server on the host's loopback, which says all again in upper case, and one that nobody may use."""
+    """A server on loopback, which says all again in upper case, and one that is forbidden."""
 
     port: int
     other: int
@@ -175,7 +175,9 @@ first, status = tunnel(sys.argv[1])
 second, _ = tunnel(sys.argv[1])
 print(status, both_ways(second, b"two"), both_ways(first, b"one"))
 """
-    with popen(words(script, target), allowing("elsewhere.test"), stdin=PIPE, stdout=PIPE) as process:
+    with popen(
+        words(script, target), allowing("elsewhere.test"), stdin=PIPE, stdout=PIPE
+    ) as process:
         assert process.egress is not None
         assert process.stdin is not None
         assert process.stdout is not None
