@@ -62,6 +62,7 @@ STEPS = (
     ),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
+    Step("egress-root", ("tests/guest/test_egress.py",), Job((), timeout_s=900)),
     Step("agent-root", ("tests/guest/test_agent_guest.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
