@@ -257,7 +257,7 @@ def agents() -> list[bytes]:
     pieces = (b"", b"\x08\x68\0\x08\xff", bytes(range(1, 60)), b"\x08" + b"\0\x08" * 31)
     found = [bytes([len(sizes)]) + sizes + said for said in AGENTS for sizes in pieces]
     found += [SETTINGS, SETTINGS[:28] + struct.pack("<I", 9000) + SETTINGS[32:]]
-    return found + [struct.pack("<4I16s", 0x4152534E, 1, role, 0, b"t") for role in range(6)]
+    return found + [struct.pack("<4I16s", 0x4152534E, 2, role, 0, b"t") for role in range(6)]
 
 
 def saved_device(status: int, ready: int) -> bytes:

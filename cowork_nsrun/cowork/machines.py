@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ HELD = "microVM"
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Kept:
     """A session's machine."""
 
@@ -44,7 +45,6 @@ class _Kept:
     machine: Machine
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fits(self, command: Command, network: bool) -> bool:
         """Whether the command may be put into it, as it is or since nothing runs in it."""
@@ -59,6 +59,8 @@ class Machines:
         self._lock = threading.Lock()
         self._booting: dict[str, threading.Lock] = {}
         self._kept: dict[str, list[_Kept]] = {}
+        self._ended_all = 0
+        self._ended: Counter[str] = Counter()
 
     def enter(self, command: Command, network: bool) -> _Kept:
         """The session's machine, booted if it is not there, until :meth:`leave`.
@@ -71,10 +73,16 @@ class Machines:
         with booting:
             kept = self._find(command, network)
             if kept is None:
+                before = self._ends(command.session)
                 kept = _boot(command, network)
                 with self._lock:
-                    self._kept.setdefault(command.session, []).append(kept)
+                    # a session that ended meanwhile keeps it for this command alone
+                    if before == self._ends(command.session):
+                        self._kept.setdefault(command.session, []).append(kept)
             return kept
+
+    def _ends(self, session: str) -> tuple[int, int]:
+        return self._ended_all, self._ended[session]
 
     def _find(self, command: Command, network: bool) -> _Kept | None:
         """What there is; the session's machines that can't be used any more are ended."""
@@ -92,6 +100,9 @@ class Machines:
             kept.machine.close()
         return found
 
+    def _has(self, kept: _Kept) -> bool:
+        return kept in self._kept.get(kept.session, ())
+
     def _drop(self, kept: _Kept) -> None:
         self._kept[kept.session].remove(kept)
         if not self._kept[kept.session]:
@@ -107,6 +118,8 @@ class Machines:
             ended = idle[: max(0, len(idle) - IDLE_MAX)]
             for each in ended:
                 self._drop(each)
+            if not kept.users and kept not in ended and not self._has(kept):
+                ended.append(kept)
         for each in ended:
             log.debug("session %s: its microVM is idle, and ended", each.session)
             each.machine.close()
@@ -114,6 +127,10 @@ class Machines:
     def end(self, session: str | None) -> None:
         """A session is over, with whatever runs in it; None: all are."""
         with self._lock:
+            if session is None:
+                self._ended_all += 1
+            else:
+                self._ended[session] += 1
             names = list(self._kept) if session is None else [session]
             ended = [kept for name in names for kept in self._kept.pop(name, ())]
         for kept in ended:

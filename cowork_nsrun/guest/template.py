@@ -266,6 +266,8 @@ class Zygote(Closing):
 
     def _failure(self) -> str:
         """Why it is not there any more."""
+        if self._control.fileno() < 0:
+            return "the zygote is closed"
         self._process.kill()
         status = self._process.wait()
         self._messages.setblocking(False)

@@ -21,14 +21,15 @@ async def next_connection(listener: socket.socket) -> socket.socket | None:
         return sock
     while True:
         try:
-            data, fds, _flags, _ = socket.recv_fds(listener, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(listener, 1, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             await _readable(listener)
             continue
         except ConnectionError:
             return None
         handed = [socket.socket(fileno=fd) for fd in fds]
-        if len(handed) == 1 and handed[0].type == socket.SOCK_STREAM:
+        more = flags & socket.MSG_CTRUNC
+        if not more and len(handed) == 1 and handed[0].type == socket.SOCK_STREAM:
             return handed[0]
         for sock in handed:
             sock.close()

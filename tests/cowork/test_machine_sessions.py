@@ -113,7 +113,7 @@ def test_domains(machines: Daemon, start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         threading.Thread(target=answer, args=(listener,), daemon=True).start()
-        script = f"curl -sS --max-time 20 http://127.0.0.1:{port}/ 2>&1; echo $?"
+        script = f"curl -sS --noproxy none -m 20 http://127.0.0.1:{port}/ 2>&1; echo $?"
         allowed = {"name": "s", "allowedDomains": [f"127.0.0.1:{port}"]}
         out = machines.sh(events, script, **allowed)
         direct = machines.sh(events, f"curl --noproxy '*' -s http://127.0.0.1:{port}/ || echo no",

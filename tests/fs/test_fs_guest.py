@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -92,18 +93,18 @@ print(base.execute("PRAGMA integrity_check").fetchone()[0])
 
 
 def test_sqlite(folder: Path) -> None:
-    assert run(folder, "python3", "-c", SQLITE, "wal").split() == ["wal", "ok"]
+    assert run(folder, sys.executable, "-c", SQLITE, "wal").split() == ["wal", "ok"]
     check = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
     check += "print(*c.execute('PRAGMA integrity_check').fetchone(), "
     check += "*c.execute('SELECT count(*) FROM t').fetchone())"
-    there = ["python3", "-c", check, str(folder / "base.db")]
+    there = [sys.executable, "-c", check, str(folder / "base.db")]
     assert subprocess.run(there, capture_output=True, text=True, check=True).stdout == "ok 1334\n"
 
 
 def test_random_io(folder: Path) -> None:
     """The plain file is on a tmpfs of the guest's."""
     shutil.copy(HERE / "twin.py", folder)
-    run(folder, "python3", "twin.py", "f", "/tmp/plain", "1", "500" if FULL else "150")
+    run(folder, sys.executable, "twin.py", "f", "/tmp/plain", "1", "500" if FULL else "150")
 
 
 FILES = """
@@ -127,7 +128,7 @@ print(count)
 
 
 def test_small_files(folder: Path) -> None:
-    assert run(folder, "python3", "-c", FILES, str(SMALL)) == f"{SMALL}\n"
+    assert run(folder, sys.executable, "-c", FILES, str(SMALL)) == f"{SMALL}\n"
     names = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     wanted = {
         f"{'g' if i % 2 else 'f'}{i}": hashlib.sha256(b"%d" % i).digest() * (i % 10)
@@ -159,7 +160,7 @@ def test_locks_of_the_hosts(folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         fcntl.lockf(file, fcntl.LOCK_EX)
         with subprocess.Popen(
-            command(folder, "python3", "-c", LOCKS), stdout=subprocess.PIPE, text=True
+            command(folder, sys.executable, "-c", LOCKS), stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert [process.stdout.readline() for _ in range(3)] == ["held\n", "held\n", "waits\n"]

@@ -390,6 +390,29 @@ def test_random_requests(client: Raw) -> None:
             handles.append(reply.node)
 
 
+@pytest.mark.parametrize("minor", [31, 34, 37, 39, 41, 999])
+def test_each_kernel_gets_what_it_offers(client: Raw, minor: int) -> None:
+    """Linux 5.4, 5.15, 6.1, 6.8, 6.12 and one to come; nothing is forced on any."""
+    writeback_cache, unknown = 1 << 16, 1 << 31
+    for offered in (0, 0xFFFFFFFF, 1 << 13 | 1 << 22, writeback_cache):
+        reply = client.request(rawfuse.INIT, 0, struct.pack("<IIII", 7, minor, 4096, offered))
+        assert reply.errno == 0
+        major, _, readahead, flags = struct.unpack_from("<IIII", reply.data)
+        assert (major, readahead, flags & ~offered) == (7, 4096, 0)
+        assert flags & (writeback_cache | unknown) == 0
+    client.init()
+
+
+def test_kernels_that_are_too_old_or_too_new(client: Raw) -> None:
+    for major, minor in ((6, 99), (7, 30), (0, 0)):
+        body = struct.pack("<IIII", major, minor, 4096, 0)
+        assert client.request(rawfuse.INIT, 0, body).errno == errno.EPROTO
+    # it is told which version there is, and asks again
+    reply = client.request(rawfuse.INIT, 0, struct.pack("<IIII", 8, 0, 4096, 0))
+    assert struct.unpack_from("<I", reply.data)[0] == 7
+    client.init()
+
+
 def test_exports_come_later(client: Raw, host: Path) -> None:
     """Existing ones stay as they are, rules and numbers of nodes included."""
     secret = client.lookup(ROOT, "0", "secret").node

@@ -177,7 +177,7 @@ def test_frames_that_are_none(server: Server, frames: bytes, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"flags": 4}, "flag"),
+        ({"flags": 8}, "flag"),
         ({"n_groups": 4097}, "too many groups"),
         ({"n_groups": 1}, "length of their groups"),
         ({"uid": 0xFFFFFFFF}, "nobody"),

@@ -119,8 +119,7 @@ def test_much_both_ways(server: Server) -> None:
     data = random.Random(1).randbytes(8 * MIB)
 
     def serve(stream: socket.socket) -> None:
-        feeder = threading.Thread(target=lambda: (stream.sendall(data),
-                                                  stream.shutdown(socket.SHUT_WR)))  # fmt: skip
+        feeder = threading.Thread(target=_feed, args=[stream, data])
         feeder.start()
         assert drain(stream) == data
         feeder.join()
@@ -268,6 +267,11 @@ os.execvp("sleep", ["sleep", "{marker}"])
     with stream:
         assert stream.recv(1) == b""
     wait_until_gone(marker)
+
+
+def _feed(stream: socket.socket, data: bytes) -> None:
+    stream.sendall(data)
+    stream.shutdown(socket.SHUT_WR)
 
 
 def _wait_quietly(command: Command) -> None:

@@ -36,7 +36,12 @@ DEPENDENCIES = {
     "virtiofs": "fuse virtio_ring virtio",
     "overlay": "",
     "unneeded": "virtio",
+    "failover": "",
+    "net_failover": "failover",
+    "virtio_net": "net_failover failover virtio_ring virtio",
 }
+#: for a guest with a network card alone
+CARD = ["failover", "net_failover", "virtio_net"]
 CONFIG = "".join(f"CONFIG_{name}=y\n" for name in BUILT_IN) + "# CONFIG_SMP is not set\n"
 
 
@@ -89,9 +94,28 @@ def test_a_kernel_with_its_modules(system: System) -> None:
     kernel = system.only()
     assert (kernel.fit, kernel.release, kernel.origin) == (True, "6.1.0-test", "installed")
     names = [path.stem for path in kernel.modules]
-    assert set(names) == set(DEPENDENCIES) - {"unneeded"}
+    assert set(names) == set(DEPENDENCIES) - {"unneeded", *CARD}
     for name in names:
         assert all(names.index(other) < names.index(name) for other in DEPENDENCIES[name].split())
+
+
+def test_modules_of_a_network_card(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(system.root / "cache"))
+    agent = system.file("/nsrun-agent", elf(b"agent"))
+    system.kernel("6.1-x")
+    system.modules("6.1-x")
+    kernel = system.only()
+    assert [path.stem for path in kernel.network or ()] == CARD
+    for network in (False, True):
+        with image.prepare(kernel, agent, network=network) as made:
+            assert (b"virtio_net.ko" in made.initramfs.read()) == network
+    system.modules("6.1-x", builtin=CARD)
+    assert system.only().network == ()
+    system.modules("6.1-x", leave_out=["virtio_net"])
+    kernel = system.only()
+    assert (kernel.fit, kernel.network) == (True, None)
+    with pytest.raises(KernelError, match=r"vmlinuz-6\.1-x: it has no virtio_net"):
+        image.prepare(kernel, agent, network=True)
 
 
 def test_what_is_built_in_is_not_loaded(system: System) -> None:
@@ -250,7 +274,9 @@ def test_prepare(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     agent.write_bytes(elf(b"another agent"))
     with image.prepare(kernel, agent) as made:
         assert b"another agent" in made.initramfs.read()
-    assert len(os.listdir(system.root / "cache/nsrun/guest")) == 4
+    # a kernel, an archive for each agent, and the locks of both kinds
+    kept = sorted(name.partition("-")[0] for name in os.listdir(system.root / "cache/nsrun/guest"))
+    assert kept == ["initramfs", "initramfs", "lock", "lock", "vmlinux"]
     kernel.path.write_bytes(kernel.path.read_bytes()[:-200])
     with pytest.raises(KernelError, match=r"vmlinuz-6\.1-x: .*cut off"):
         image.prepare(kernel, agent)

@@ -130,6 +130,8 @@ def check_clones(world: World, clones: list[Monitor]) -> list[Drawn]:
             after = time.time_ns()
             least, most = before - TOLERANCE * SECOND, after + TOLERANCE * SECOND
             assert least <= drawn[-1].clock <= most
+            # nothing in the kernel's eyes is odd
+            assert clone.console == b""
     return drawn
 
 
@@ -177,7 +179,30 @@ def test_clones_outlive_the_zygote(world: World) -> None:
             clone = zygote.fork()
         with clone:
             world.draw(clone)
-        with pytest.raises(GuestError):
+        with pytest.raises(GuestError, match="the zygote is closed"):
+            zygote.fork()
+
+
+def test_a_killed_zygote(world: World) -> None:
+    with (
+        world.settings() as settings,
+        Zygote(world.template, settings) as zygote,
+        zygote.fork() as clone,
+    ):
+        zygote._process.kill()
+        with pytest.raises(GuestError, match="ended with status -9"):
+            zygote.fork()
+        world.draw(clone)
+
+
+def test_a_file_that_is_no_template(world: World, tmp_path: Path) -> None:
+    """It is said what is wrong with it, by both."""
+    (tmp_path / "file").write_bytes(b"something else")
+    with world.settings() as settings, (tmp_path / "file").open("rb") as file:
+        template = Template(file, settings)
+        with template.restore() as clone, pytest.raises(GuestError, match="no saved machine"):
+            clone.wait_running()
+        with Zygote(template) as zygote, pytest.raises(GuestError, match="no saved machine"):
             zygote.fork()
 
 
@@ -192,8 +217,11 @@ def test_a_killed_clone(world: World) -> None:
             world.draw(clone)
 
 
-def test_what_can_not_be_saved(world: World, tmp_path: Path) -> None:
+def test_what_can_not_be_saved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine with a stream, and one that shares files; both go on."""
+    monkeypatch.setattr("cowork_nsrun.guest.template.PATIENCE", 0.5)
     with world.settings() as settings, world.template.restore(settings) as clone:
         with (tmp_path / "file").open("xb") as file:
             with closing(clone.connect(1024)):
@@ -271,7 +299,7 @@ with open(sys.argv[1], "rb") as file, open(sys.argv[2], "rb") as view:
 def test_a_killed_owner_leaves_nothing(world: World) -> None:
     with world.settings() as settings:
         fds = [world.template.file.fileno(), settings.shares["nsrun"].fileno()]
-        command = [sys.executable, "-c", OWNER, *(f"/proc/self/fd/{fd}" for fd in fds)]
+        command = [sys.executable, "-I", "-c", OWNER, *(f"/proc/self/fd/{fd}" for fd in fds)]
         owner = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=fds)
     assert owner.stdout is not None
     pids = [int(word) for word in owner.stdout.readline().split()]
@@ -302,7 +330,7 @@ def test_two_processes_make_it_once(world: World, tmp_path: Path) -> None:
         "    with Template.find(choose(), find_beside('nsrun-agent'), settings, ready) as found:\n"
         "        print(os.fstat(found.file.fileno()).st_ino)\n"
     )
-    command = [sys.executable, "-c", script, str(HERE), str(made)]
+    command = [sys.executable, "-I", "-c", script, str(HERE), str(made)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
@@ -323,7 +351,7 @@ def test_machines_become_templates(
 ) -> None:
     """The first one boots, the next is its clone; a template that was damaged is removed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    size = Size(memory_mib=MEMORY_MIB, cpus=1)
+    size = Size(memory_mib=MEMORY_MIB, cpus=2)
     with Machine(world.kernel.path, size) as first:
         assert not is_clone(first)
         first.wait_ready()

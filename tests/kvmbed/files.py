@@ -14,6 +14,7 @@ from pathlib import Path
 PACKAGES = (
     "bubblewrap",
     "busybox-static",
+    "curl",
     "e2fsprogs",
     "gcc",
     "git",
@@ -28,6 +29,7 @@ PACKAGES = (
     "musl-tools",
     "passwd",
     "procps",
+    "python3",
     "strace",
 )
 #: written by installation scripts, so in no package's list

@@ -38,6 +38,7 @@ class Step:
         return all((ROOT / name).exists() for name in self.tests if not name.startswith("-"))
 
 
+THREATS = "tests/confine/test_threats.py"
 INSIDE = ("tests/kvmbed/inside",)
 # remedies: as root, who breaks the bed for a user
 AS_USER = (*INSIDE, "--ignore=tests/kvmbed/inside/test_remedies.py")
@@ -56,9 +57,12 @@ STEPS = (
         ("tests/guest/test_exec.py",),
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
     ),
-    Step("sessions-root", ("tests/cowork/test_machine_sessions.py",), Job((), timeout_s=900)),
+    Step(
+        "sessions-root", ("tests/cowork/test_machine_sessions.py", THREATS), Job((), timeout_s=900)
+    ),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
+    Step("egress-root", ("tests/guest/test_egress.py",), Job((), timeout_s=900)),
     Step("agent-root", ("tests/guest/test_agent_guest.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
