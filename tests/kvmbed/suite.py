@@ -60,6 +60,7 @@ STEPS = (
     Step(
         "sessions-root", ("tests/cowork/test_machine_sessions.py", THREATS), Job((), timeout_s=900)
     ),
+    Step("kills-user", ("tests/guest/test_kills.py",), Job((), user=USER, groups=("kvm",))),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
     Step("egress-root", ("tests/guest/test_egress.py",), Job((), timeout_s=900)),
@@ -96,6 +97,11 @@ SOAKS = (
         "snapshot-soak",
         ("tests/guest/test_template.py",),
         Job((), timeout_s=7200, environment={"NSRUN_CLONES": "100"}),
+    ),
+    Step(
+        "kills-soak",
+        ("tests/guest/test_kills.py",),
+        Job((), user=USER, groups=("kvm",), timeout_s=7200, environment={"NSRUN_KILLS": "200"}),
     ),
 )
 
