@@ -60,7 +60,11 @@ STEPS = (
     Step(
         "sessions-root", ("tests/cowork/test_machine_sessions.py", THREATS), Job((), timeout_s=900)
     ),
-    Step("kills-user", ("tests/guest/test_kills.py",), Job((), user=USER, groups=("kvm",))),
+    Step(
+        "kills-user",
+        ("tests/guest/test_kills.py",),
+        Job((), user=USER, groups=("kvm",), timeout_s=1200),
+    ),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
     Step("egress-root", ("tests/guest/test_egress.py",), Job((), timeout_s=900)),
