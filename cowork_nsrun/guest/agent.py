@@ -22,6 +22,7 @@ from enum import IntEnum
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest.threads import start_thread
 
 log = logging.getLogger(__name__)
 
@@ -310,7 +311,7 @@ class _Fetch:
         if not self._places.acquire(blocking=False):
             log.debug("connection %d waits for nobody: too many do", connection)
             return
-        threading.Thread(target=self._run, args=[connection], daemon=True).start()
+        start_thread(self._run, connection)
 
     def _run(self, connection: int) -> None:
         try:

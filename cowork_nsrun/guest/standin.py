@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import termios
-import threading
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +14,7 @@ from types import FrameType
 
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command
+from cowork_nsrun.guest.threads import start_thread
 
 CHUNK = 1 << 18
 #: signals that go to the command; SIGKILL needs no help, and SIGTSTP stops only this side
@@ -67,12 +67,12 @@ class Forwarding(ExitStack):
 
     def watch(self, fd: int) -> None:
         """Take the owner's words: bytes are signals; the end of it is the end of everything."""
-        _thread(_watch, fd, self)
+        start_thread(_watch, fd, self)
 
     def to(self, command: Command) -> None:
         """From now on to this one, beginning with what has come."""
         self._has_command = True
-        _thread(_send_on, self._numbers, command)
+        start_thread(_send_on, self._numbers, command)
 
 
 def _send_on(numbers: SimpleQueue[int], command: Command) -> None:
@@ -114,21 +114,15 @@ def relay(command: Command, started: Callable[[], None]) -> int:
     with _raw(command.terminal is not None):
         for stream, fd in ((command.stdout, 1), (command.stderr, 2), (command.terminal, 1)):
             if stream is not None:
-                writers.append(_thread(_carry_out, stream, fd))
+                writers.append(start_thread(_carry_out, stream, fd))
         source = command.terminal or command.stdin
         if source is not None:
-            _thread(_carry_in, source, command.terminal is not None)
+            start_thread(_carry_in, source, command.terminal is not None)
         started()
         status = command.wait()
         for writer in writers:
             writer.join()
     return status
-
-
-def _thread(target: Callable[..., None], *args: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=args, daemon=True)
-    thread.start()
-    return thread
 
 
 def _carry_out(stream: socket.socket, fd: int) -> None:

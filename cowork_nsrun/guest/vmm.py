@@ -266,8 +266,7 @@ class Monitor(Closing):
             except BaseException:
                 self._close_ends()
                 raise
-        self._thread = threading.Thread(target=self._read, name="nsrun-vmm", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._read, name="nsrun-vmm")
 
     @staticmethod
     def _pair(theirs: ExitStack, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
