@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.image import Image
+from cowork_nsrun.guest.threads import start_thread
 from cowork_nsrun.program import find_program
 
 if TYPE_CHECKING:

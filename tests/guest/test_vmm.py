@@ -98,7 +98,9 @@ def test_a_monitor_that_is_killed(booted: Image) -> None:
 
 def test_a_flood_on_the_console(booted: Image) -> None:
     with Monitor(booted, Settings(256, cmdline="quiet do=flood")) as monitor:
-        until(monitor, b"first: flood", 4500)
+        until(monitor, b"first: flood", 4000)
+        while len(monitor.console) < 64 << 10:
+            assert monitor.wait(0.01) is None
         assert len(monitor.console) == 64 << 10
         with pytest.raises(StreamRefused):
             monitor.connect(1024)
