@@ -9,7 +9,6 @@ import termios
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from queue import SimpleQueue
 from types import FrameType
 
 from cowork_nsrun.errors import NsrunError
@@ -32,22 +31,27 @@ ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 class Forwarding(ExitStack):
     """Signals go to the command; before it is there, those that end a program end this one.
 
-    A thread sends them on: a handler may interrupt whatever this process is about.
+    Python's handlers run between two steps of the main thread, and a signal that comes just
+    before a system call does not end that.  So the interpreter writes each signal's number to
+    a pipe as it comes (:func:`signal.set_wakeup_fd`), and a thread sends them on.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._has_command = False
-        # may be filled by a handler that interrupts another one
-        self._numbers: SimpleQueue[int] = SimpleQueue()
+        self._come, self._numbers = -1, -1
 
     def __enter__(self) -> Forwarding:
         super().__enter__()
+        self._come, self._numbers = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(self._come, True)
+        before = signal.set_wakeup_fd(self._numbers, warn_on_full_buffer=False)
+        self.callback(signal.set_wakeup_fd, before)
         for number in FORWARDED:
             # what was ignored from the start stays so: nohup(1)
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._handle(number, self._forward)
-        self._handle(signal.SIGWINCH, self._forward)
+                self._handle(number, self._comes)
+        self._handle(signal.SIGWINCH, self._comes)
         # a relay that reads or sets the terminal in the background gets errors instead
         self._handle(signal.SIGTTIN, signal.SIG_IGN)
         self._handle(signal.SIGTTOU, signal.SIG_IGN)
@@ -56,14 +60,14 @@ class Forwarding(ExitStack):
     def _handle(self, number: int, handler: signal._HANDLER) -> None:
         self.callback(signal.signal, number, signal.signal(number, handler))
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
+    def _comes(self, number: int, _frame: FrameType | None) -> None:
+        """It is in the pipe already."""
         if not self._has_command and number in ENDING:
             raise SystemExit(128 + number)
-        self._numbers.put(number)
 
     def signal(self, number: int) -> None:
         """To the command, at once or when it is there."""
-        self._numbers.put(number)
+        os.write(self._numbers, bytes([number]))
 
     def watch(self, fd: int) -> None:
         """Take the owner's words: bytes are signals; the end of it is the end of everything."""
@@ -72,18 +76,18 @@ class Forwarding(ExitStack):
     def to(self, command: Command) -> None:
         """From now on to this one, beginning with what has come."""
         self._has_command = True
-        start_thread(_send_on, self._numbers, command)
+        start_thread(_send_on, self._come, command)
 
 
-def _send_on(numbers: SimpleQueue[int], command: Command) -> None:
+def _send_on(come: int, command: Command) -> None:
     while True:
-        number = numbers.get()
-        with suppress(NsrunError, OSError):
-            if number != signal.SIGWINCH:
-                command.signal(number)
-            elif command.terminal is not None:
-                columns, rows = os.get_terminal_size(0)
-                command.resize(rows, columns)
+        for number in os.read(come, 64):
+            with suppress(NsrunError, OSError):
+                if number != signal.SIGWINCH:
+                    command.signal(number)
+                elif command.terminal is not None:
+                    columns, rows = os.get_terminal_size(0)
+                    command.resize(rows, columns)
 
 
 def _watch(fd: int, forwarding: Forwarding) -> None:
