@@ -101,7 +101,9 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
         try:
             machine.wait_ready()
             if translation.hold is not None:
-                os.read(translation.hold, 1)
+                # an error is as good as the end, as it is for the core
+                with suppress(OSError):
+                    os.read(translation.hold, 1)
             settings = own_settings(request.limits.within(translation.limits))
             settings = replace(settings, outlet=translation.outlet is not None)
             with _started(machine, translation, settings, there, terminal) as command:

@@ -4,12 +4,13 @@ fact, with its tag, the reason, and exactly where.  A divergence that no row mat
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from differences import Comparison, Known, Matcher
+from differences import Comparison, Known, Matcher, closed
 from harness import NOTHING, Case, Divergence
 
 
@@ -33,6 +34,9 @@ KERNELS = {"devtmpfs", "proc", "sysfs", "cgroup2", "devpts", "mqueue", "security
 KERNELS_OWN = ("/proc", "/sys", "/dev")
 #: of the list of soft and hard limits: processes, open files, pending signals
 MACHINES_LIMITS = {12, 13, 14, 15, 22, 23}
+DEV_NULL = os.makedev(1, 3)
+FUSE_MAGIC = "65735546"
+TMPFS_MAGIC = "1021994"
 MOUNT = re.compile(r"seen\.mounts\.(?P<point>.*)@(?P<depth>\d+)(?P<same>'*)\.(?P<fact>\w+)")
 
 
@@ -72,6 +76,15 @@ def shared_files(divergence: Divergence, comparison: Comparison) -> bool:
         and kind.startswith("virtiofs nsrun ")
         and (found["fact"] != "root" or re.match(r"/\d+", str(divergence.actual)) is not None)
     )
+
+
+def file_systems(divergence: Divergence, comparison: Comparison) -> bool:
+    """What statfs(2) says: of a bind its own type; of a tmpfs a part of the memory there is."""
+    found = re.fullmatch(r"seen\.stat\.(.*)\.(type|bytes|flags)", divergence.path)
+    if found is None:
+        return False
+    kind = comparison.actual.seen["stat"][found[1]].get("type")
+    return kind == FUSE_MAGIC or (kind == TMPFS_MAGIC and found[2] == "bytes")
 
 
 def own_kernel(divergence: Divergence, comparison: Comparison) -> bool:
@@ -198,6 +211,16 @@ def descriptors(divergence: Divergence, _: Comparison) -> bool:
     return found is not None and int(found[1]) > 2 and divergence.actual is NOTHING
 
 
+def closed_streams(divergence: Divergence, comparison: Comparison) -> bool:
+    """A standard stream that the caller left closed."""
+    found = re.fullmatch(r"seen\.fds\.([012])\.\w+", divergence.path)
+    return (
+        found is not None
+        and closed(comparison.case, found[1])
+        and comparison.actual.seen["fds"][found[1]]["rdev"] == DEV_NULL
+    )
+
+
 def process_state(divergence: Divergence, comparison: Comparison) -> bool:
     """Of the caller: ignored and blocked signals, niceness, a cut bounding set."""
     facts = {
@@ -303,6 +326,13 @@ ROWS: tuple[Row, ...] = (
     ),
     row(
         Tag.TRANSLATED,
+        "file-systems",
+        "type and size of a file system",
+        "a bind's is the file server's, and a tmpfs may have half of the guest's memory",
+        file_systems,
+    ),
+    row(
+        Tag.TRANSLATED,
         "own-kernel",
         "sizes and options of devtmpfs, proc, sysfs, cgroup2",
         "they are the guest's",
@@ -384,6 +414,13 @@ ROWS: tuple[Row, ...] = (
         "descriptors above 2",
         "open files of the host's can't be handed to another kernel",
         descriptors,
+    ),
+    row(
+        Tag.DIFFERS,
+        "closed-streams",
+        "standard streams that the caller left closed",
+        "the agent gives /dev/null, which is what a program can rely on",
+        closed_streams,
     ),
     row(
         Tag.DIFFERS,

@@ -89,7 +89,7 @@ STEPS = (
         Job((), environment=FEW),
     ),
     # root runs the cases of the user too
-    Step("differential-machine", (MACHINES, "--every=83"), Job((), timeout_s=900)),
+    Step("differential-machine", (MACHINES, "--every=67"), Job((), timeout_s=900)),
 )
 # by make kvm-soak, or by name
 SOAKS = (
