@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.errors import NsrunError
@@ -128,13 +129,11 @@ def _say_lost(network: Network | None) -> None:
 
 def own_settings(limits: Limits) -> Settings:
     """This process's ids; the guest gets the time and fresh entropy."""
-    old = os.umask(0)
-    os.umask(old)
     settings = Settings(
         uid=os.getuid(),
         gid=os.getgid(),
         groups=tuple(os.getgroups()),
-        umask=old,
+        umask=_umask(),
         memory=limits.memory,
         processes=limits.processes,
         cpu=limits.cpu,
@@ -146,6 +145,17 @@ def own_settings(limits: Limits) -> Settings:
         columns, rows = os.get_terminal_size(0)
         settings = replace(settings, rows=rows, columns=columns)
     return settings
+
+
+def _umask() -> int:
+    """Of this process: umask(2) can only be asked by changing it, for all threads."""
+    for line in (
+        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    ):
+        name, _, value = line.partition(":")
+        if name == "Umask":
+            return int(value, 8)
+    return 0o077
 
 
 def _started(

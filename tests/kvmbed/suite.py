@@ -61,6 +61,11 @@ STEPS = (
     Step(
         "sessions-root", ("tests/cowork/test_machine_sessions.py", THREATS), Job((), timeout_s=900)
     ),
+    Step(
+        "kills-user",
+        ("tests/guest/test_kills.py",),
+        Job((), user=USER, groups=("kvm",), timeout_s=1200),
+    ),
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
     Step("egress-root", ("tests/guest/test_egress.py",), Job((), timeout_s=900)),
@@ -106,6 +111,11 @@ SOAKS = (
     ),
     # the whole corpus: some hours
     Step("differential-machine-soak", (MACHINES,), Job((), timeout_s=36000)),
+    Step(
+        "kills-soak",
+        ("tests/guest/test_kills.py",),
+        Job((), user=USER, groups=("kvm",), timeout_s=7200, environment={"NSRUN_KILLS": "200"}),
+    ),
 )
 
 

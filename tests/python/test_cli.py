@@ -111,7 +111,7 @@ def test_timeout(nsrun: Cli) -> None:
         (
             ["frobnicate"],
             2,
-            "frobnicate: unknown; there are: run, doctor, profile, serve, sessions, version\n",
+            "frobnicate: unknown; there are: run, doctor, profile, serve, sessions, vm, version\n",
         ),
     ],
 )
