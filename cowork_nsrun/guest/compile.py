@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -122,11 +122,15 @@ class _Compiler:
         self.tree = Tree()
         self.exports: list[_Export] = []
         self.operations: list[Op] = []
+        #: what follows the operation that is looked at
+        self.coming: Sequence[Op] = ()
 
     def result(self) -> Translation:
         _refuse(self.plan)
         hold, outlet = self._numbers()
-        for op in self.plan.operations:
+        operations = self.plan.operations
+        for place, op in enumerate(operations, 1):
+            self.coming = operations[place:]
             self._operation(op)
         if Namespace.NET not in self.plan.unshare:
             self._name_server()
@@ -187,8 +191,8 @@ class _Compiler:
                           data=data))  # fmt: skip
 
     def _host_name(self) -> None:
-        """Who shares the host's name sees it."""
-        if Namespace.UTS in self.plan.unshare:
+        """Who shares the host's name sees it, and so does who has a copy of it."""
+        if self.plan.hostname is not None:
             return
         name = os.uname().nodename
         unshare = self.native.number(Number.UNSHARE)
@@ -278,7 +282,7 @@ class _Compiler:
     def _own_kernel(self, source: _Source, op: Op, dest: str) -> None:
         """Where the host's own /proc, /sys and /dev come with a bind of /, put the guest's."""
         assert op.dest is not None
-        later = {other.dest for other in self.plan.operations if other is not op}
+        later = {other.dest for other in self.coming}
         for path in _KERNELS:
             if source.is_directory and is_below(path, source.path):
                 at = os.path.join(dest, os.path.relpath(path, source.path))

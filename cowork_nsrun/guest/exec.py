@@ -77,6 +77,7 @@ def _teller(fd: int) -> Callable[[dict[str, object]], None]:
 
 
 def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int:
+    there = _standard_streams()
     terminal = all(os.isatty(fd) for fd in range(3))
     plan = request.plan
     if terminal and plan.flags & PlanFlag.TERMINAL:
@@ -101,10 +102,12 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
         try:
             machine.wait_ready()
             if translation.hold is not None:
-                os.read(translation.hold, 1)
+                # an error is as good as the end, as it is for the core
+                with suppress(OSError):
+                    os.read(translation.hold, 1)
             settings = own_settings(request.limits.within(translation.limits))
             settings = replace(settings, outlet=translation.outlet is not None)
-            with _started(machine, translation, settings, terminal) as command:
+            with _started(machine, translation, settings, there, terminal) as command:
                 forwarding.to(command)
                 status = relay(command, lambda: tell({"started": True}))
             _say_lost(machine.network)
@@ -156,9 +159,12 @@ def _umask() -> int:
 
 
 def _started(
-    machine: Machine, translation: Translation, settings: Settings, terminal: bool
+    machine: Machine,
+    translation: Translation,
+    settings: Settings,
+    there: list[bool],
+    terminal: bool,
 ) -> Command:
-    there = [_is_open(fd) for fd in range(3)]
     return machine.run(
         translation,
         settings,
@@ -176,6 +182,16 @@ def _hand_over_to(fd: int) -> Outlet:
     except OSError as error:
         text = f"--listen-fd {fd}: {error.strerror}"
         raise NsrunError(text, errno=error.errno or 0) from None
+
+
+def _standard_streams() -> list[bool]:
+    """Which of them the caller left open; nothing of our own takes the place of the others."""
+    there = [_is_open(fd) for fd in range(3)]
+    for closed in (fd for fd in range(3) if not there[fd]):
+        # the lowest number is free
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        assert null == closed
+    return there
 
 
 def _is_open(fd: int) -> bool:

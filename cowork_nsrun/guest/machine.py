@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest import cache, template
 from cowork_nsrun.guest.agent import Agent, Command, Outlet, Settings
-from cowork_nsrun.guest.compile import Translation
+from cowork_nsrun.guest.compile import EXPORTS, Translation
 from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.network import Network
@@ -32,6 +33,7 @@ CPUS = 4
 #: seconds that a guest may take to boot
 BOOT_PATIENCE = 120.0
 _TAG = "nsrun"
+_EXPORT = re.compile(rf"{EXPORTS}/(\d+)")
 _NAPS = (0.002, 0.005, 0.01, 0.02)
 
 
@@ -219,11 +221,25 @@ class Machine(Closing):
         return self.monitor.wait(0) is None
 
     def explain(self, error: NsrunError) -> NsrunError:
-        """The guest's death, if that is what an error of the agent's is about."""
+        """The guest's death, if that is what an error of the agent's is about.
+
+        Else the error, with the host's paths in place of what the guest has for them.
+        """
         if self.monitor.wait(0.5) is None:
-            return error
+            text, path = (_EXPORT.sub(self._source, words) for words in (error.text, error.path))
+            if text == error.text:
+                return error
+            return NsrunError(text, step=error.step, path=path, errno=error.errno)
         network = None if self.network is None else self.network.failure()
         return network or self.monitor.failure()
+
+    def _source(self, export: re.Match[str]) -> str:
+        """The host's path of an export; its name in the guest, if there is none such."""
+        number = int(export[1])
+        for exports, first in tuple(self._numbers.items()):
+            if first <= number < first + len(exports):
+                return exports[number - first].path
+        return export[0]
 
     def close(self) -> None:
         """End it at once: nothing in it is worth more than the host's files."""

@@ -155,6 +155,6 @@ def make_mount_point(top: str, relative: str, *, directory: bool) -> None:
             if directory:
                 os.mkdir(last, 0o755, dir_fd=at)
             else:
-                os.mknod(last, stat.S_IFREG | 0o666, dir_fd=at)
+                os.mknod(last, stat.S_IFREG | 0o444, dir_fd=at)
     finally:
         os.close(at)

@@ -9,6 +9,7 @@
 #include "dispatch.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,8 +108,16 @@ static int plan_file(const struct dispatch *d)
 	int64_t size = nsr_plan_write(d->plan, NULL, 0);
 	uint8_t *bytes = malloc((size_t)size);
 	int fd = bytes ? memfd_create("nsrun-plan", 0) : -1;
-	int ret = fd < 0 ? -errno : fd;
+	int ret;
 
+	/* where the caller left stdio closed, Python is to find it closed */
+	if (fd >= 0 && fd <= STDERR_FILENO) {
+		int moved = fcntl(fd, F_DUPFD, STDERR_FILENO + 1);
+
+		close(fd);
+		fd = moved;
+	}
+	ret = fd < 0 ? -errno : fd;
 	if (fd >= 0) {
 		nsr_plan_write(d->plan, bytes, (uint64_t)size);
 		if (write(fd, bytes, (size_t)size) != size || lseek(fd, 0, SEEK_SET))

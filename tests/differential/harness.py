@@ -55,11 +55,12 @@ USER = Identity("user", 12345, 12346, (12347,))
 
 @dataclass(frozen=True)
 class Program:
-    """A bwrap, or something that claims to be one."""
+    """A bwrap, or something that claims to be one; front: words before a case's own."""
 
     name: str
     path: Path
     version: tuple[int, int]
+    front: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -295,7 +296,7 @@ class Bench:
             *launch,
             "--",
             str(program.path),
-            *(fill(word, words) for word in (case.argv0, *case.argv)),
+            *(fill(word, words) for word in (case.argv0, *program.front, *case.argv)),
         ]
 
     def open_fds(self, case: Case, holder: Holder | None) -> Opened:

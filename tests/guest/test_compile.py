@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_mount_points_are_made_here(top: Path) -> None:
         *("--tmpfs", "/r/none"),
     )
     assert (top / "a/new/dir").is_dir()
-    assert (top / "a/new/file").is_file()
+    assert stat.filemode((top / "a/new/file").stat().st_mode) == "-r--r--r--"
     assert rules(found.exports[0])["new/dir"] is Access.HIDDEN
     # read-only: the guest will say that it can't be made
     assert not (top / "other/none").exists()
@@ -159,6 +160,9 @@ def test_a_bind_of_everything(top: Path) -> None:
         (OpType.PROC, None, "/proc"),
     ]
     assert rules(found.exports[0]) == dict.fromkeys(("proc", "sys", "dev"), Access.HIDDEN)
+    # what was mounted before is covered, and is no reason to leave the guest's own away
+    found = made("--proc", "/proc", "--ro-bind", "/", "/")
+    assert [op.dest for op in operations(found)] == ["/proc", "/", "/proc", "/sys", "/dev"]
 
 
 def test_overlays(top: Path) -> None:
@@ -192,8 +196,9 @@ def test_where_it_starts(top: Path) -> None:
 
 
 def test_the_hosts_name() -> None:
-    plan = Plan.from_bytes(made("--tmpfs", "/t").plan())
-    assert plan.hostname == os.uname().nodename
+    for words in (("--tmpfs", "/t"), ("--unshare-uts", "--tmpfs", "/t")):
+        plan = Plan.from_bytes(made(*words).plan())
+        assert plan.hostname == os.uname().nodename
     plan = Plan.from_bytes(made("--unshare-uts", "--hostname", "x").plan())
     assert plan.hostname == "x"
 

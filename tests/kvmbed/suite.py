@@ -44,6 +44,7 @@ INSIDE = ("tests/kvmbed/inside",)
 AS_USER = (*INSIDE, "--ignore=tests/kvmbed/inside/test_remedies.py")
 # what depends on the kernel; emulated, all of tests/python would take half an hour
 CORE = ("tests/python/test_run.py", "tests/python/test_plan.py", "tests/tiers")
+MACHINES = "tests/differential/test_machine.py"
 VMM = tuple(f"tests/vmm/test_{name}.py" for name in ("stock", "devices", "monitor", "jail"))
 STEPS = (
     Step("driver", ("tests/kvmbed/outside",), None),
@@ -87,7 +88,13 @@ STEPS = (
     Step("snapshot-root", ("tests/guest/test_template.py",)),
     # samples: all would take 4 and 20 minutes
     Step("hostile-root", ("tests/hostile", "--every=2")),
-    Step("differential-root", ("tests/differential", "--every=23"), Job((), environment=FEW)),
+    Step(
+        "differential-root",
+        ("tests/differential", f"--ignore={MACHINES}", "--every=23"),
+        Job((), environment=FEW),
+    ),
+    # root runs the cases of the user too
+    Step("differential-machine", (MACHINES, "--every=67"), Job((), timeout_s=900)),
 )
 # by make kvm-soak, or by name
 SOAKS = (
@@ -102,6 +109,8 @@ SOAKS = (
         ("tests/guest/test_template.py",),
         Job((), timeout_s=7200, environment={"NSRUN_CLONES": "100"}),
     ),
+    # the whole corpus: some hours
+    Step("differential-machine-soak", (MACHINES,), Job((), timeout_s=36000)),
     Step(
         "kills-soak",
         ("tests/guest/test_kills.py",),
