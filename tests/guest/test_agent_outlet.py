@@ -151,20 +151,26 @@ def test_many_and_no_more(server: Server) -> None:
 
     script = f"""
 socks = [to(3128) for _ in range({MOST})]
+sys.stdin.buffer.raw.read(1)
 late = to(1080)
 late.sendall(b"late")
 late.shutdown(socket.SHUT_WR)
-sys.stdin.read(1)
+print("late", flush=True)
+sys.stdin.buffer.raw.read(1)
 socks.pop().close()
 assert late.recv(5) == b"LATE"
 """
     host = Host(serve)
     with start(server, host, script) as command:
         assert command.stdin is not None
+        assert command.stdout is not None
         waiter = threading.Thread(target=command.wait)
         waiter.start()
         for _ in range(MOST):
             arrived.get()
+        # only now: one by the other listener would be taken before the last ones by this
+        command.stdin.sendall(b"x")
+        assert command.stdout.recv(100) == b"late\n"
         # the next one would have come before this command has ended
         assert server.run(*SANDBOX, "echo", "well").stdout == b"well\n"
         assert arrived.empty()
