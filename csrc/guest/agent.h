@@ -102,6 +102,7 @@ struct nsr_outlet {
 	uint32_t n_waiting;         /* for the host */
 	uint32_t number;            /* of the last one */
 	int64_t again_ms;           /* when to accept again, for want of something; -1: now */
+	int ending;                 /* the command has ended: what it said is carried to its end */
 };
 
 void nsr_outlet_init(struct nsr_outlet *outlet, struct nsr_control *control);
@@ -109,6 +110,8 @@ void nsr_outlet_init(struct nsr_outlet *outlet, struct nsr_control *control);
 int nsr_outlet_open(struct nsr_outlet *outlet);
 /* The host has come for a connection; the socket is taken (0), or left to the caller (-errno). */
 int nsr_outlet_join(struct nsr_outlet *outlet, uint32_t number, int socket);
+/* The command has ended: no more connections, and of those there are what was said before. */
+void nsr_outlet_end(struct nsr_outlet *outlet);
 /* Of all that there is; the memory is given back by nsr_outlet_tend. */
 void nsr_outlet_close(struct nsr_outlet *outlet);
 /* As nsr_commands_tend. */
@@ -131,6 +134,8 @@ struct nsr_command {
 	uint64_t plan_length;
 	pid_t warden;               /* 0: not started, or waited for */
 	int told;                   /* the host knows how it ended */
+	int ended;                  /* it has, as follows; told once its connections are quiet */
+	struct nsr_exited exited;
 	struct nsr_watch line;      /* to the warden */
 	struct nsr_outlet outlet;
 	char limits[NSR_LIMITS_PATH]; /* its cgroup; "": none */

@@ -301,17 +301,29 @@ int nsr_command_frame(struct nsr_command *command, enum nsr_frame_type type, con
 
 /* --- its end ---------------------------------------------------------------------------------------- */
 
-static void tell_exit(struct nsr_command *command, struct nsr_exited *exited)
+/* A host that knows of the end takes the machine away, with what connections still carry. */
+static void tell_when_quiet(struct nsr_command *command)
 {
-	if (command->told)
+	if (!command->ended || command->told || command->outlet.n_connections)
 		return;
 	command->told = 1;
+	nsr_control_send(&command->control, NSR_FRAME_EXITED, &command->exited,
+			 sizeof(command->exited));
+}
+
+static void tell_exit(struct nsr_command *command, struct nsr_exited *exited)
+{
+	if (command->told || command->ended)
+		return;
+	command->ended = 1;
 	if (command->timed_out) {
 		exited->status = NSR_EXIT_TIMEOUT;
 		exited->flags |= NSR_EXITED_TIMED_OUT;
 	}
 	nsr_limits_usage(command, exited);
-	nsr_control_send(&command->control, NSR_FRAME_EXITED, exited, sizeof(*exited));
+	command->exited = *exited;
+	nsr_outlet_end(&command->outlet);
+	tell_when_quiet(command);
 }
 
 static void tell_failure(struct nsr_command *command, const union nsr_line_message *message,
@@ -370,7 +382,7 @@ void nsr_command_reaped(pid_t pid, int status)
 	if (command->line.fd >= 0)
 		line_ready(&command->line, 0);
 	nsr_loop_close(&command->line);
-	nsr_outlet_close(&command->outlet);
+	nsr_outlet_end(&command->outlet);
 	tell_exit(command, &exited);
 }
 
@@ -435,6 +447,7 @@ int64_t nsr_commands_tend(void)
 
 		due(command, now);
 		outgoing = nsr_outlet_tend(&command->outlet, now);
+		tell_when_quiet(command);
 		if (!command->warden && (!command->limits[0] || nsr_limits_remove(command)) &&
 		    !has_streams(command)) {
 			*at = command->next;

@@ -123,10 +123,12 @@ static void turn(struct nsr_outgoing *one)
 		in = turn_in(one);
 	if (!one->out_over)
 		out = turn_out(one);
-	if (in == NSR_MOVED_BROKEN || (one->in_over && one->out_over)) {
+	if (in == NSR_MOVED_BROKEN || (one->out_over && (one->in_over || one->outlet->ending))) {
 		close_one(one);
 		return;
 	}
+	if (one->outlet->ending)
+		one->until_ms = nsr_now_ms() + LINGER_MS;
 	if (in == NSR_MOVED_SOME || out == NSR_MOVED_SOME)
 		nsr_loop_again(&one->guest);
 	if (one->in_over && one->unwanted && one->until_ms < 0)
@@ -250,7 +252,7 @@ int nsr_outlet_join(struct nsr_outlet *outlet, uint32_t number, int socket)
 		return ret;
 	}
 	outlet->n_waiting--;
-	one->until_ms = -1;
+	one->until_ms = outlet->ending ? nsr_now_ms() + LINGER_MS : -1;
 	/* what both said before is not said again */
 	nsr_loop_again(&one->guest);
 	accept_again(outlet);
@@ -338,11 +340,30 @@ int nsr_outlet_open(struct nsr_outlet *outlet)
 
 /* --- its end ------------------------------------------------------------------------------------------ */
 
-void nsr_outlet_close(struct nsr_outlet *outlet)
+static void close_listeners(struct nsr_outlet *outlet)
 {
 	nsr_loop_close(&outlet->line);
 	for (int i = 0; i < LISTENERS; i++)
 		nsr_loop_close(&outlet->listener[i]);
+}
+
+void nsr_outlet_end(struct nsr_outlet *outlet)
+{
+	close_listeners(outlet);
+	if (outlet->ending)
+		return;
+	outlet->ending = 1;
+	for (struct nsr_outgoing *one = outlet->first; one; one = one->next) {
+		if (one->guest.fd < 0 || one->host.fd < 0)
+			continue;
+		one->until_ms = nsr_now_ms() + LINGER_MS;
+		turn(one);
+	}
+}
+
+void nsr_outlet_close(struct nsr_outlet *outlet)
+{
+	close_listeners(outlet);
 	for (struct nsr_outgoing *one = outlet->first; one; one = one->next)
 		close_one(one);
 }
