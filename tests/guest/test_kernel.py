@@ -246,7 +246,7 @@ def test_one_that_only_root_may_read(open_directory: Path, lack: Callable[[str],
     """As Ubuntu installs it."""
     if os.geteuid() != 0:
         lack("a file that is root's alone: it takes root to make it")
-    system = System(open_directory / "private")
+    system = System(open_directory / "roots-own-kernel")
     system.kernel("6.8.0-31-generic").chmod(0o600)
     system.modules("6.8.0-31-generic")
     os.seteuid(65534)
