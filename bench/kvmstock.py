@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from cowork_nsrun.guest.agent import Agent
 from cowork_nsrun.guest.agent import Settings as CommandSettings
@@ -28,7 +27,7 @@ from cowork_nsrun.guest.compile import translate
 from cowork_nsrun.guest.image import Image, prepare
 from cowork_nsrun.guest.kernel import choose
 from cowork_nsrun.guest.template import Template, Zygote
-from cowork_nsrun.guest.view import Export, view_bytes
+from cowork_nsrun.guest.view import view_file
 from cowork_nsrun.guest.vmm import Monitor, Settings, StreamRefused, find_beside
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.probe import ask_program
@@ -36,14 +35,6 @@ from cowork_nsrun.probe import ask_program
 MACHINES = 20
 STOCK_MIB = 128
 MIB = 1 << 20
-
-
-def view_of(*exports: Export) -> BinaryIO:
-    """A memory file with a view."""
-    file = open(os.memfd_create("view", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115 - given away
-    file.write(view_bytes(exports))
-    file.flush()
-    return file
 
 
 def wait_ready(monitor: Monitor) -> None:
@@ -73,7 +64,7 @@ class Stock:
         settings = CommandSettings(
             os.getuid(), os.getgid(), clock_ns=time.time_ns(), entropy=os.urandom(32)
         )
-        with view_of() as view, view_of(*translation.exports) as exports:
+        with view_file(()) as view, view_file(translation.exports) as exports:
             begin = time.perf_counter_ns()
             with make(replace(self.settings, shares={"nsrun": view})) as monitor:
                 wait_ready(monitor)
@@ -98,7 +89,7 @@ def stock() -> Iterator[Stock]:
         compiler = [libc, "-O2", "-static", "-include", "unistd.h", "-x", "c", "-"]
         subprocess.run([*compiler, "-o", str(payload)], check=True, input=source, text=True)
         image = stack.enter_context(prepare(kernel, agent))
-        view = stack.enter_context(view_of())
+        view = stack.enter_context(view_file(()))
         settings = Settings(STOCK_MIB, cmdline="quiet nsrun.fs", shares={"nsrun": view})
         file = stack.enter_context((directory / "template").open("x+b"))
         with Monitor(image, settings) as monitor:
@@ -115,7 +106,7 @@ def free_bytes() -> int:
 
 def memory_of_one(found: Stock, machines: int) -> float:
     """MiB of a forked machine whose agent was spoken to, and which waits now."""
-    with view_of() as view, ExitStack() as stack:
+    with view_file(()) as view, ExitStack() as stack:
         mother = Zygote(found.template, replace(found.settings, shares={"nsrun": view}))
         stack.enter_context(mother)
         # the template's pages, and the zygote, are there once
@@ -135,7 +126,7 @@ def main() -> int:
         return 0
     boots, restores, forks = [], [], []
     with stock() as found:
-        with view_of() as view:
+        with view_file(()) as view:
             shared = replace(found.settings, shares={"nsrun": view})
             with Zygote(found.template, shared) as mother:
                 for _ in range(rounds):

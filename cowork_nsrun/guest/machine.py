@@ -20,7 +20,7 @@ from cowork_nsrun.guest.compile import EXPORTS, Translation
 from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.network import Network
-from cowork_nsrun.guest.view import Export, view_bytes
+from cowork_nsrun.guest.view import Export, view_file
 from cowork_nsrun.guest.vmm import GuestError, Monitor, StreamRefused, find_beside
 from cowork_nsrun.guest.vmm import Settings as MonitorSettings
 
@@ -61,15 +61,6 @@ class Size:
         return self.cpus or min(CPUS, len(os.sched_getaffinity(0)))
 
 
-def _view(exports: tuple[Export, ...]) -> BinaryIO:
-    """A memory file with a view."""
-    file = open(os.memfd_create("nsrun-view", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115 - given away
-    file.write(view_bytes(exports))
-    file.flush()
-    file.seek(0)
-    return file
-
-
 class Machine(Closing):
     """A guest with an agent.  It ends with this object, and with this process.
 
@@ -96,7 +87,7 @@ class Machine(Closing):
     ) -> None:
         size = size or Size()
         found, agent = choose(kernel), find_beside("nsrun-agent")
-        with ExitStack() as on_error, _view(()) as view:
+        with ExitStack() as on_error, view_file(()) as view:
             self._loopback = loopback
             self.network = Network(loopback=loopback) if network else None
             on_error.callback(self._close_network)
@@ -209,7 +200,7 @@ class Machine(Closing):
         with self._sharing:
             if exports and exports not in self._numbers:
                 try:
-                    with _view(exports) as view:
+                    with view_file(exports) as view:
                         self._numbers[exports] = self.monitor.export(view)
                 except ValueError as error:
                     raise NsrunError(str(error)) from None

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 MAGIC = 0x5652534E
 VERSION = 1
@@ -104,3 +105,20 @@ def view_bytes(exports: Sequence[Export]) -> bytes:
     """
     body = struct.pack("<I", len(exports)) + b"".join(map(_export, exports))
     return struct.pack("<III", MAGIC, VERSION, 12 + len(body)) + body
+
+
+def view_file(exports: Sequence[Export]) -> BinaryIO:
+    """A memory file with a view, as the monitor takes it; the caller's to close.
+
+    Raises:
+        ValueError: as for :func:`view_bytes`.
+    """
+    file = open(os.memfd_create("nsrun-view", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115 - given away
+    try:
+        file.write(view_bytes(exports))
+        file.flush()
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
