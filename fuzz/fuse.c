@@ -24,6 +24,11 @@ enum { ROOM = 4096, REQUEST_MOST = 4096 };
 
 static char scratch[64];
 static int scratch_fd = -1;
+/*
+ * Another one for each input: the fuzzer learns what strings are compared with,
+ * and would write a lasting one into a file of its own, and find it there.
+ */
+static char secret[24];
 
 static void put_number(uint8_t **at, uint64_t value, int bytes)
 {
@@ -129,20 +134,21 @@ static void start(void)
 
 static void refresh(void)
 {
-	static unsigned int runs;
+	static unsigned long long runs;
 
 	/* what the requests made, before it is too much */
 	if (++runs % 256 == 0) {
 		remove_scratch();
 		make_scratch();
 	}
-	write_file("s", "secret");
+	snprintf(secret, sizeof(secret), "secret-%016llx", runs * 0x9e3779b97f4a7c15ULL);
+	write_file("s", secret);
 	write_file("p/q/f", "kept");
 }
 
 static void check_kept(const char *name, const char *text)
 {
-	char data[16] = "";
+	char data[32] = "";
 	int fd = openat(scratch_fd, name, O_RDONLY);
 	struct stat st;
 
@@ -164,15 +170,15 @@ static void give(struct fs_server *server, const uint8_t *data, size_t len)
 	uint8_t *in = malloc(len), *out = malloc(ROOM);
 	struct iovec parts[2], room = { out, ROOM };
 	size_t half = len / 2;
+	ssize_t filled;
 
 	if (!in || !out)
 		abort();
 	memcpy(in, data, len);
 	parts[0] = (struct iovec){ in, half };
 	parts[1] = (struct iovec){ in + half, len - half };
-	if (fs_request(server, parts, 2, &room, 1) > ROOM)
-		abort();
-	if (memmem(out, ROOM, "secret", 6) && !memmem(in, len, "secret", 6))
+	filled = fs_request(server, parts, 2, &room, 1);
+	if (filled > ROOM || (filled > 0 && memmem(out, (size_t)filled, secret, strlen(secret))))
 		abort();
 	free(in);
 	free(out);
@@ -206,7 +212,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size -= len;
 	}
 	fs_server_free(server);
-	check_kept("s", "secret");
+	check_kept("s", secret);
 	check_kept("p/q/f", "kept");
 	return 0;
 }
