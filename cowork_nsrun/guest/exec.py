@@ -173,6 +173,8 @@ def _started(
         stderr=there[2],
         terminal=terminal,
         outlet=None if translation.outlet is None else _hand_over_to(translation.outlet),
+        # this machine runs nothing else
+        last=True,
     )
 
 

@@ -177,16 +177,20 @@ class Machine(Closing):
         stderr: bool = True,
         terminal: bool = False,
         outlet: Outlet | None = None,
+        last: bool = False,
     ) -> Command:
         """Start a plan; what it shows of the host is shared first.
 
-        The arguments are those of :meth:`Agent.start`.
+        The arguments are those of :meth:`Agent.start`, and:
+
+        Arguments:
+            last: no later plan may show anything else: see :meth:`Monitor.export`.
 
         Raises:
             NsrunError: the guest can't be given it.
         """
         return self.agent.start(
-            translation.plan(self._shared(translation.exports)),
+            translation.plan(self._shared(translation.exports, last)),
             settings,
             stdin=stdin,
             stdout=stdout,
@@ -195,13 +199,13 @@ class Machine(Closing):
             outlet=outlet,
         )
 
-    def _shared(self, exports: tuple[Export, ...]) -> int:
+    def _shared(self, exports: tuple[Export, ...], last: bool) -> int:
         """The number of the first of them; what was shared before is not shared again."""
         with self._sharing:
-            if exports and exports not in self._numbers:
+            if last or (exports and exports not in self._numbers):
                 try:
                     with view_file(exports) as view:
-                        self._numbers[exports] = self.monitor.export(view)
+                        self._numbers[exports] = self.monitor.export(view, last=last)
                 except ValueError as error:
                     raise NsrunError(str(error)) from None
             return self._numbers.get(exports, 0)

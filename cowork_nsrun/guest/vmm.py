@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -44,6 +44,8 @@ COMMAND_LINE = "console=ttyS0 reboot=t panic=-1 random.trust_cpu=on rdinit=/init
 _RECORD = struct.Struct("=IIQ")
 #: PAUSE and RESUME, and their answers, have none; one of them at a time
 _NO_COOKIE = 0
+#: of EXPORTS: there come no more
+_LAST = 1
 _LINES_SHOWN = 12
 _MESSAGES_LIMIT = 16 << 10
 
@@ -69,6 +71,18 @@ class Record(IntEnum):
     NOT_EXPORTED = 73
     SAVED = 76
     NOT_SAVED = 77
+
+
+class Wall(IntFlag):
+    """What holds a monitor, as it says itself; csrc/vmm/walls.h."""
+
+    JAIL = 1
+    FILES = 2
+    TCP = 4
+    SCOPES = 8
+    NET = 16
+    IPC = 32
+    UTS = 64
 
 
 class Ended(IntEnum):
@@ -238,12 +252,16 @@ class Monitor(Closing):
         source: what it boots, or otherwise begins as.
         settings: what it has.
 
+    Attributes:
+        walls: which hold it; none before it runs.
+
     Raises:
         GuestError: it can't be started.
     """
 
     def __init__(self, source: Image | Source, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
+        self.walls = Wall(0)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._cookies = itertools.count(1)
@@ -333,6 +351,8 @@ class Monitor(Closing):
 
     def _carry_out(self, kind: int, port: int, value: int, stream: socket.socket | None) -> None:
         if kind == Record.RUNNING:
+            self.walls = Wall(value)
+            log.debug("the monitor's walls: %s", self.walls)
             self._running.set()
         elif kind == Record.ENDED:
             self._reason = Ended(port) if port in list(Ended) else Ended.UNKNOWN
@@ -420,17 +440,19 @@ class Monitor(Closing):
             raise
         return ours
 
-    def export(self, view: BinaryIO, timeout: float | None = None) -> int:
+    def export(self, view: BinaryIO, timeout: float | None = None, *, last: bool = False) -> int:
         """Share more files; returns the number of the first of them.
 
         Arguments:
             view: an open file that holds a view, see :mod:`cowork_nsrun.guest.view`.
             timeout: seconds to wait for the answer.
+            last: more are refused, and where the kernel has Landlock the monitor can open
+                no file but what it shares now.
 
         Raises:
             GuestError: the monitor refuses the view, or is gone.
         """
-        return self._ask(Record.EXPORTS, 0, [view.fileno()], timeout)
+        return self._ask(Record.EXPORTS, _LAST if last else 0, [view.fileno()], timeout)
 
     def listen(self, port: int, listener: Callable[[socket.socket], None]) -> None:
         """Have streams that the guest opens to this port of the host's.

@@ -21,6 +21,8 @@ static struct vmm_event event = { .fd = -1 };
 static struct vmm_streams streams;
 static const struct vmm_vm *machine;
 static struct vmm_device *fs;
+/* the last of them came: of this thread alone */
+static bool exports_over;
 
 union fd_message {
 	struct cmsghdr header;
@@ -104,15 +106,21 @@ static void obey_save(const struct vmm_record *record, int fd)
 }
 
 /* Unlocked, since the host's file systems may be slow to open what is named. */
-static int add_exports(int view)
+static int add_exports(int view, bool last)
 {
 	char error[512];
 	int first;
 
 	if (!fs)
 		return -ENODEV;
+	if (exports_over)
+		return -EPERM;
 	vmm_unlock();
 	first = vmm_fs_add(fs, view, error, sizeof(error));
+	if (first >= 0 && last) {
+		exports_over = true;
+		vmm_fs_shut();
+	}
 	vmm_lock();
 	if (first >= 0)
 		return first;
@@ -126,7 +134,9 @@ static void obey_exports(const struct vmm_record *record, int fd)
 
 	if (fd < 0)
 		vmm_fail(0, "control: EXPORTS without a descriptor");
-	first = add_exports(fd);
+	if (record->port > VMM_EXPORTS_LAST)
+		vmm_fail(0, "control: EXPORTS with the port %u", record->port);
+	first = add_exports(fd, record->port == VMM_EXPORTS_LAST);
 	close(fd);
 	if (first < 0)
 		vmm_control_answer(VMM_NOT_EXPORTED, (uint32_t)-first, record->value);

@@ -26,10 +26,11 @@ enum vmm_record_type {
 	VMM_UNLISTEN = 3,           /* port */
 	VMM_PAUSE = 4,
 	VMM_RESUME = 5,
-	VMM_EXPORTS = 6,            /* value: cookie, with a view's file: more for the guest to see */
+	VMM_EXPORTS = 6,            /* value: cookie, with a view's file: more for the guest to see;
+				     * port: VMM_EXPORTS_LAST or 0 */
 	VMM_SAVE = 7,               /* value: cookie, with an empty file; while paused */
 	/* monitor to owner */
-	VMM_RUNNING = 65,
+	VMM_RUNNING = 65,           /* value: which walls hold, enum vmm_wall */
 	VMM_CONNECTED = 66,         /* port, value: cookie */
 	VMM_REFUSED = 67,           /* port, value: cookie */
 	VMM_ACCEPTED = 68,          /* port, with a stream socket */
@@ -41,6 +42,9 @@ enum vmm_record_type {
 	VMM_SAVED = 76,             /* value: cookie */
 	VMM_NOT_SAVED = 77,         /* port: errno, value: cookie */
 };
+
+/* After these the monitor can open nothing else, where the kernel has Landlock; more are refused. */
+enum { VMM_EXPORTS_LAST = 1 };
 
 enum vmm_ended {
 	VMM_ENDED_POWER_OFF = 1,

@@ -21,7 +21,6 @@
 #include "ports.h"
 #include "vm.h"
 
-enum { KICK = SIGUSR1 };
 /* the local APIC's page */
 enum { APIC_LVT0 = 0x350, APIC_LVT1 = 0x360, APIC_EXTINT = 0x700, APIC_NMI = 0x400 };
 /* MTRRs on, and all memory write-back: a guest without them does not use its PAT either */
@@ -30,7 +29,7 @@ enum { MSR_MISC_ENABLE = 0x1a0, FAST_STRINGS = 1, MSR_MTRR_DEFTYPE = 0x2ff, MTRR
 struct cpu {
 	int fd;
 	struct kvm_run *run;
-	pthread_t thread;
+	uint32_t thread;
 };
 
 static struct {
@@ -254,7 +253,7 @@ void vmm_cpus_start(void)
 {
 	struct sigaction action = { .sa_handler = kicked };
 
-	sigaction(KICK, &action, NULL);
+	sigaction(VMM_KICK, &action, NULL);
 	for (uint32_t i = 0; i < cpus.n; i++)
 		cpus.cpu[i].thread = vmm_jail_thread(VMM_ROLE_CPU, "a processor", run,
 						     &cpus.cpu[i]);
@@ -266,7 +265,7 @@ void vmm_cpus_pause(void)
 	for (uint32_t i = 0; i < cpus.n; i++) {
 		/* the one for a processor that is about to enter, the other for one that is in */
 		cpus.cpu[i].run->immediate_exit = 1;
-		pthread_kill(cpus.cpu[i].thread, KICK);
+		vmm_jail_signal(cpus.cpu[i].thread, VMM_KICK);
 	}
 	while (cpus.n_stopped < cpus.n)
 		pthread_cond_wait(&cpus.all_stopped, vmm_lock_mutex());

@@ -15,6 +15,8 @@
 #include "end.h"
 #include "fs/server.h"
 #include "jail.h"
+#include "options.h"
+#include "walls.h"
 
 enum {
 	FS_ID = 26, TAG_LEN = 36, QUEUES = 2, REQUEST_QUEUE = 1, HIGH_QUEUE_SIZE = 64,
@@ -45,6 +47,12 @@ struct fs {
 	uint32_t busy;
 	struct parked *parked;
 };
+
+/* All that there are; none goes. */
+static struct {
+	struct fs *fs[VMM_DEVICES];
+	uint32_t n;
+} devices;
 
 static struct fs *fs_of(struct vmm_device *device)
 {
@@ -279,6 +287,27 @@ int vmm_fs_add(struct vmm_device *device, int view_fd, char *error, size_t n)
 	return first;
 }
 
+static int allow(void *arg, int fd, bool directory, bool writable)
+{
+	return vmm_walls_allow(*(const int *)arg, fd, directory, writable);
+}
+
+void vmm_fs_shut(void)
+{
+	int rules, ret = 0;
+
+	if (!(vmm_jail_holds() & VMM_WALL_FILES))
+		return;
+	rules = vmm_walls_rules();
+	if (rules < 0)
+		vmm_fail(-rules, "landlock_create_ruleset");
+	for (uint32_t i = 0; !ret && i < devices.n; i++)
+		ret = fs_server_reach(devices.fs[i]->server, allow, &rules);
+	if (ret)
+		vmm_fail(-ret, "Landlock: a rule for an export");
+	vmm_jail_shut(rules);
+}
+
 static void start_threads(struct fs *fs)
 {
 	pthread_condattr_t attr;
@@ -313,6 +342,7 @@ struct vmm_device *vmm_fs_new(const char *tag, int view_fd)
 	/* without a NUL where it fills its place */
 	memcpy(fs->config.tag, tag, strnlen(tag, sizeof(fs->config.tag)));
 	fs->config.request_queues = 1;
+	devices.fs[devices.n++] = fs;
 	start_threads(fs);
 	return &fs->device;
 }

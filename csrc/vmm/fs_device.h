@@ -14,5 +14,10 @@ struct vmm_device *vmm_fs_new(const char *tag, int view_fd);
  * first, or -1 with error set.  vmm_lock need not be held: opening may take long.
  */
 int vmm_fs_add(struct vmm_device *device, int view_fd, char *error, size_t n);
+/*
+ * No file but those that all of the devices serve now can be opened any more, by
+ * any thread, where the kernel has Landlock.  The main thread, unlocked.
+ */
+void vmm_fs_shut(void);
 
 #endif

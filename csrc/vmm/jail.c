@@ -5,181 +5,47 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/kvm.h>
-#include <linux/seccomp.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
-#include <stddef.h>
-#include <stdint.h>
+#include <stdatomic.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "end.h"
+#include "filter.h"
+#include "options.h"
+#include "walls.h"
 
 /* younger than the headers that we may be built with */
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
-#ifndef SYS_openat2
-#define SYS_openat2 437
-#endif
 
-enum { STACK_SIZE = 256 << 10, FILTER_MAX = 512, X32_BIT = 0x40000000 };
-
-/* Of one argument's low 32 bits: what remains under the mask must be this. */
-struct call {
-	int nr;
-	uint8_t argument;
-	uint32_t mask, value;
+enum {
+	STACK_SIZE = 256 << 10,
+	/* beside the main one: processors, and two a device at most */
+	THREADS = VMM_CPUS + 2 * VMM_DEVICES,
 };
-
-#define ANY(name) { SYS_##name, 0, 0, 0 }
-#define IOCTL(request) { SYS_ioctl, 1, UINT32_MAX, (uint32_t)(request) }
-#define NOT_EXECUTABLE(name) { SYS_##name, 2, PROT_EXEC, 0 }
-
-/* first, since it is called most */
-static const struct call cpu_first[] = { IOCTL(KVM_RUN) };
-
-/* locks, memory, eventfds, the control socket, the console, the end */
-static const struct call all[] = {
-	ANY(futex), ANY(write), ANY(writev), ANY(read), ANY(sendmsg), ANY(close),
-	ANY(clock_gettime), ANY(rt_sigprocmask), ANY(rt_sigreturn), ANY(restart_syscall),
-	NOT_EXECUTABLE(mmap), NOT_EXECUTABLE(mprotect), ANY(munmap), ANY(mremap), ANY(madvise),
-	ANY(brk), ANY(getpid), ANY(gettid), ANY(exit), ANY(exit_group),
-	/* a device is reset by a processor, which ends its streams */
-	ANY(shutdown), ANY(epoll_ctl),
-};
-
-static const struct call devices[] = {
-	ANY(epoll_wait), ANY(epoll_pwait), ANY(recvmsg), ANY(recvfrom), ANY(getrandom),
-	/* to stop the processors: one libc has this call for it, another that */
-	{ SYS_tkill, 1, UINT32_MAX, SIGUSR1 }, { SYS_tgkill, 2, UINT32_MAX, SIGUSR1 },
-	{ SYS_socketpair, 0, UINT32_MAX, AF_UNIX },
-};
-
-/* the file of a snapshot, and what is asked of KVM for it */
-static const struct call save[] = {
-	ANY(fstat), ANY(newfstatat), ANY(ftruncate), ANY(pwrite64), ANY(pwritev),
-	IOCTL(KVM_GET_MP_STATE), IOCTL(KVM_GET_REGS), IOCTL(KVM_GET_SREGS), IOCTL(KVM_GET_XSAVE),
-	IOCTL(KVM_GET_XSAVE2), IOCTL(KVM_GET_XCRS), IOCTL(KVM_GET_LAPIC),
-	IOCTL(KVM_GET_VCPU_EVENTS), IOCTL(KVM_GET_DEBUGREGS), IOCTL(KVM_GET_MSRS),
-	IOCTL(KVM_GET_IRQCHIP), IOCTL(KVM_GET_CLOCK), IOCTL(KVM_GET_CPUID2),
-};
-
-static const struct call disk[] = {
-	ANY(preadv), ANY(pwritev), ANY(fdatasync),
-};
-
-static const struct call fs[] = {
-	ANY(open), ANY(openat), ANY(openat2), ANY(readlinkat), ANY(statx), ANY(newfstatat),
-	ANY(fstat), ANY(stat), ANY(lstat), ANY(fstatfs), ANY(fcntl), ANY(flock), ANY(lseek),
-	ANY(getdents64), ANY(pread64), ANY(preadv), ANY(preadv2), ANY(readv), ANY(pwrite64),
-	ANY(pwritev), ANY(pwritev2), ANY(copy_file_range), ANY(fallocate), ANY(ftruncate),
-	ANY(fsync), ANY(fdatasync), ANY(syncfs), ANY(mkdirat), ANY(mknodat), ANY(symlinkat),
-	ANY(linkat), ANY(unlinkat), ANY(renameat2), ANY(fchmod), ANY(fchmodat), ANY(chmod),
-	ANY(fchown), ANY(fchownat), ANY(utimensat), ANY(fgetxattr), ANY(flistxattr),
-	ANY(fsetxattr), ANY(fremovexattr), ANY(geteuid),
-};
-
-struct part {
-	const struct call *call;
-	size_t n;
-};
-
-#define PART(list) { list, sizeof(list) / sizeof((list)[0]) }
-
-static const struct part roles[VMM_ROLES][4] = {
-	[VMM_ROLE_CPU] = { PART(cpu_first), PART(all) },
-	[VMM_ROLE_DEVICES] = { PART(devices), PART(all), PART(save) },
-	[VMM_ROLE_DEVICES_FS] = { PART(devices), PART(all), PART(save), PART(fs) },
-	[VMM_ROLE_DISK] = { PART(disk), PART(all) },
-	[VMM_ROLE_FS] = { PART(fs), PART(all) },
-};
-
-struct program {
-	struct sock_filter code[FILTER_MAX];
-	unsigned short len;
-};
-
-static void add(struct program *p, uint16_t code, uint32_t k, uint8_t yes, uint8_t no)
-{
-	if (p->len < FILTER_MAX)
-		p->code[p->len++] = (struct sock_filter)BPF_JUMP(code, k, yes, no);
-}
-
-static void load(struct program *p, size_t offset)
-{
-	add(p, BPF_LD | BPF_W | BPF_ABS, (uint32_t)offset, 0, 0);
-}
-
-static void answer(struct program *p, uint32_t action)
-{
-	add(p, BPF_RET | BPF_K, action, 0, 0);
-}
-
-/* The number is loaded before, and again behind it if the argument was looked at. */
-static void allow(struct program *p, const struct call *call)
-{
-	const size_t number = offsetof(struct seccomp_data, nr);
-
-	if (!call->mask) {
-		add(p, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)call->nr, 0, 1);
-		answer(p, SECCOMP_RET_ALLOW);
-		return;
-	}
-	add(p, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)call->nr, 0, 5);
-	/* the low half of an argument comes first on x86 */
-	load(p, offsetof(struct seccomp_data, args) + call->argument * sizeof(uint64_t));
-	add(p, BPF_ALU | BPF_AND | BPF_K, call->mask, 0, 0);
-	add(p, BPF_JMP | BPF_JEQ | BPF_K, call->value, 0, 1);
-	answer(p, SECCOMP_RET_ALLOW);
-	load(p, number);
-}
-
-static void write_filter(struct program *p, enum vmm_role role)
-{
-	load(p, offsetof(struct seccomp_data, arch));
-	add(p, BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0);
-	answer(p, SECCOMP_RET_KILL_PROCESS);
-	load(p, offsetof(struct seccomp_data, nr));
-	add(p, BPF_JMP | BPF_JGE | BPF_K, X32_BIT, 0, 1);
-	answer(p, SECCOMP_RET_KILL_PROCESS);
-	for (size_t i = 0; i < sizeof(roles[role]) / sizeof(roles[role][0]); i++)
-		for (size_t j = 0; j < roles[role][i].n; j++)
-			allow(p, &roles[role][i].call[j]);
-	answer(p, SECCOMP_RET_KILL_PROCESS);
-}
-
-int vmm_jail_enter(enum vmm_role role)
-{
-	struct program program = { .len = 0 };
-	struct sock_fprog filter = { .filter = program.code };
-
-	write_filter(&program, role);
-	/* one that is full lost its end, and would let nothing pass */
-	if (program.len == FILTER_MAX)
-		return -E2BIG;
-	filter.len = program.len;
-	/* without the flag, older kernels slow the thread down for this filter's sake */
-	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-		       &filter) < 0 ? -errno : 0;
-}
 
 /* Threads that were made, and those that are in. */
 static struct {
 	bool enabled;
+	uint32_t holds;
 	pthread_mutex_t lock;
 	pthread_cond_t entered;
 	uint32_t n_made, n_in;
+	pid_t thread[THREADS];
+	/* while the walls are shut */
+	atomic_int rules, error;
+	sem_t shut;
 } jail = { .lock = PTHREAD_MUTEX_INITIALIZER, .entered = PTHREAD_COND_INITIALIZER };
 
 struct start {
+	uint32_t number;
 	enum vmm_role role;
 	void *(*fn)(void *arg);
 	void *arg;
@@ -187,7 +53,7 @@ struct start {
 
 static void enter(enum vmm_role role)
 {
-	int ret = jail.enabled ? vmm_jail_enter(role) : 0;
+	int ret = jail.enabled ? vmm_filter_enter(role) : 0;
 
 	if (ret)
 		vmm_fail(-ret, "the seccomp filter of a thread; --no-jail runs without");
@@ -198,6 +64,7 @@ static void *begin(void *arg)
 	struct start start = *(struct start *)arg;
 
 	free(arg);
+	jail.thread[start.number] = (pid_t)syscall(SYS_gettid);
 	enter(start.role);
 	pthread_mutex_lock(&jail.lock);
 	jail.n_in++;
@@ -206,24 +73,31 @@ static void *begin(void *arg)
 	return start.fn(start.arg);
 }
 
-pthread_t vmm_jail_thread(enum vmm_role role, const char *what, void *(*fn)(void *arg), void *arg)
+uint32_t vmm_jail_thread(enum vmm_role role, const char *what, void *(*fn)(void *arg), void *arg)
 {
 	struct start *start = malloc(sizeof(*start));
 	pthread_attr_t attr;
 	pthread_t thread;
-	int ret = start ? 0 : ENOMEM;
+	int ret = jail.n_made == THREADS ? EAGAIN : start ? 0 : ENOMEM;
 
-	if (start) {
-		*start = (struct start){ .role = role, .fn = fn, .arg = arg };
+	if (!ret) {
+		*start = (struct start){ jail.n_made, role, fn, arg };
 		pthread_attr_init(&attr);
+		pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 		pthread_attr_setstacksize(&attr, STACK_SIZE);
 		ret = pthread_create(&thread, &attr, begin, start);
 		pthread_attr_destroy(&attr);
 	}
 	if (ret)
 		vmm_fail(ret, "a thread for %s", what);
-	jail.n_made++;
-	return thread;
+	return jail.n_made++;
+}
+
+void vmm_jail_signal(uint32_t thread, int signal)
+{
+	/* pthread_kill(3) may be a call that reaches any process */
+	if (syscall(SYS_tgkill, getpid(), jail.thread[thread], signal) < 0)
+		vmm_fail(errno, "a signal to thread %u", thread);
 }
 
 static int compare(const void *a, const void *b)
@@ -315,15 +189,63 @@ static void limit(int resource, const char *name)
 
 void vmm_jail_end(enum vmm_role role)
 {
-	if (!jail.enabled)
-		return;
 	pthread_mutex_lock(&jail.lock);
 	while (jail.n_in < jail.n_made)
 		pthread_cond_wait(&jail.entered, &jail.lock);
 	pthread_mutex_unlock(&jail.lock);
+	if (!jail.enabled)
+		return;
 	/* a guest's memory is nobody's business, and there is nothing to start */
 	limit(RLIMIT_CORE, "RLIMIT_CORE");
 	limit(RLIMIT_NPROC, "RLIMIT_NPROC");
 	limit(RLIMIT_MSGQUEUE, "RLIMIT_MSGQUEUE");
 	enter(role);
+}
+
+/* --- the walls ---------------------------------------------------------------------------- */
+
+/* In each thread, whatever it is at: a thread can be confined by itself alone. */
+static void shut_one(int signal)
+{
+	int saved = errno, ret = vmm_walls_enter(atomic_load(&jail.rules));
+
+	(void)signal;
+	if (ret)
+		atomic_store(&jail.error, -ret);
+	sem_post(&jail.shut);
+	errno = saved;
+}
+
+void vmm_jail_walls(bool serves_files)
+{
+	const struct sigaction action = { .sa_handler = shut_one, .sa_flags = SA_RESTART };
+
+	if (!jail.enabled)
+		return;
+	sem_init(&jail.shut, 0, 0);
+	sigaction(VMM_SHUT, &action, NULL);
+	jail.holds = VMM_WALL_JAIL | vmm_walls_begin(serves_files);
+}
+
+uint32_t vmm_jail_holds(void)
+{
+	return jail.holds;
+}
+
+void vmm_jail_shut(int rules)
+{
+	int ret;
+
+	atomic_store(&jail.rules, rules);
+	for (uint32_t i = 0; i < jail.n_made; i++)
+		vmm_jail_signal(i, VMM_SHUT);
+	for (uint32_t i = 0; i < jail.n_made; i++)
+		while (sem_wait(&jail.shut) && errno == EINTR)
+			;
+	ret = vmm_walls_enter(rules);
+	if (!ret)
+		ret = -atomic_load(&jail.error);
+	if (ret)
+		vmm_fail(-ret, "landlock_restrict_self");
+	close(rules);
 }

@@ -137,7 +137,7 @@ static void begin(void)
 		vmm_cpus_pause();
 		vmm_control_send(VMM_PAUSED, 0, 0, -1);
 	} else {
-		vmm_control_send(VMM_RUNNING, 0, 0, -1);
+		vmm_control_send(VMM_RUNNING, 0, vmm_jail_holds(), -1);
 		vmm_cpus_resume();
 	}
 	vmm_unlock();
@@ -154,6 +154,7 @@ int main(int argc, char **argv)
 	ignore_broken_pipes();
 	vmm_vm_open(&vm);
 	make_memory();
+	vmm_jail_walls(options.n_fs);
 	if (options.zygote >= 0)
 		vmm_zygote(&options);
 	loop = vmm_loop_new();

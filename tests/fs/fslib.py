@@ -15,7 +15,8 @@ from cowork_nsrun.guest.view import Export, view_bytes
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SERVER = ROOT / "csrc" / "vmm" / "fs"
+MONITOR = ROOT / "csrc" / "vmm"
+SERVER = MONITOR / "fs"
 #: address or thread
 SANITIZER = os.environ.get("NSRUN_FS_SANITIZER", "address")
 #: all of it, not the part that ordinary runs have time for
@@ -23,6 +24,7 @@ FULL = bool(os.environ.get("NSRUN_FS_FULL"))
 FLAGS = (
     *("-std=c17", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"),
     *("-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-pthread", f"-I{SERVER}"),
+    f"-I{MONITOR}",
 )
 KINDS = {"address": "address,undefined", "thread": "thread", "none": ""}
 OPTIONS = {
@@ -46,10 +48,12 @@ def links(sanitizer: str) -> bool:
 
 
 def build(source: str, directory: Path, sanitizer: str) -> Path:
-    """tests/fs/SOURCE.c with the server in it."""
+    """tests/fs/SOURCE.c with the server in it, and for the mounter the monitor's walls."""
     built = directory / source
     flags = [f"-fsanitize={KINDS[sanitizer]}"] if KINDS[sanitizer] else []
     files = [HERE / f"{source}.c", *sorted(SERVER.glob("*.c"))]
+    if source == "mounter":
+        files.append(MONITOR / "walls.c")
     subprocess.run(["cc", *FLAGS, *flags, *map(str, files), "-o", str(built)], check=True)
     return built
 

@@ -7,11 +7,13 @@
  * In a mount namespace of its own, so that nothing is left of it: its files are
  * reached by /proc/PID/root.  Says "ready", serves until stdin ends, then
  * unmounts and frees all, so that a leak checker has its say.  VIEW is a file.
+ * Whoever serves is behind the monitor's walls, where the kernel has them.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +22,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "end.h"
 #include "server.h"
+#include "walls.h"
 
 enum {
 	BUFFER = (1 << 20) + 65536,
@@ -46,6 +50,39 @@ static void die(const char *what)
 {
 	fprintf(stderr, "mounter: %s: %s\n", what, strerror(errno));
 	exit(1);
+}
+
+/* walls.c's way out */
+_Noreturn void vmm_fail(int err, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fprintf(stderr, ": %s\n", strerror(err));
+	exit(1);
+}
+
+static int allow(void *arg, int fd, bool directory, bool writable)
+{
+	return vmm_walls_allow(*(const int *)arg, fd, directory, writable);
+}
+
+/* The calling thread; the main one is to unmount. */
+static void confine(void)
+{
+	int rules, ret;
+
+	if (!(vmm_walls_begin(true) & VMM_WALL_FILES))
+		return;
+	rules = vmm_walls_rules();
+	ret = rules < 0 ? rules : fs_server_reach(server, allow, &rules);
+	if (!ret)
+		ret = vmm_walls_enter(rules);
+	if (ret)
+		vmm_fail(-ret, "mounter: Landlock");
+	close(rules);
 }
 
 static ssize_t serve(const char *in, size_t len, char *out)
@@ -84,6 +121,7 @@ static void *work(void *arg)
 
 	if (!in || !out)
 		die("malloc");
+	confine();
 	for (;;) {
 		ssize_t len = read(device, in, BUFFER);
 
@@ -122,6 +160,7 @@ static void *retry(void *arg)
 
 	if (!out)
 		die("malloc");
+	confine();
 	do {
 		all = take_parked();
 		pthread_mutex_lock(&lock);

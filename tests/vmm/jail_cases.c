@@ -23,9 +23,13 @@
 #include <unistd.h>
 
 #include "end.h"
+#include "filter.h"
 #include "jail.h"
+#include "walls.h"
 
 static int pair[2];
+/* a process that does nothing, and ends with this one, which holds the other end of its pipe */
+static pid_t other;
 
 /* jail.c's way out */
 _Noreturn void vmm_fail(int err, const char *format, ...)
@@ -64,7 +68,8 @@ static void call(const char *name)
 	CASE("read-registers", ioctl(-1, KVM_GET_REGS, 0));
 	CASE("write-registers", ioctl(-1, KVM_SET_REGS, 0));
 	CASE("type-ahead", ioctl(0, TIOCSTI, &byte));
-	CASE("unix-pair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	CASE("unix-pair", socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
+	CASE("datagram-pair", socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair));
 	CASE("inet-socket", socket(AF_INET, SOCK_STREAM, 0));
 	CASE("unix-socket", socket(AF_UNIX, SOCK_STREAM, 0));
 	CASE("random", getrandom(&byte, 1, 0));
@@ -76,12 +81,29 @@ static void call(const char *name)
 	CASE("mount", mount("x", "/nonexistent", "tmpfs", 0, NULL));
 	CASE("trace", ptrace(PTRACE_PEEKDATA, 1, 0, 0));
 	CASE("kick", syscall(SYS_tgkill, getpid(), getpid(), SIGUSR1));
+	CASE("kick-other", syscall(SYS_tgkill, other, other, SIGUSR1));
+	CASE("kick-any", syscall(SYS_tkill, getpid(), SIGUSR1));
+	CASE("shut", syscall(SYS_tgkill, getpid(), getpid(), SIGUSR2));
+	CASE("confine-itself", vmm_walls_enter(-1));
+	CASE("lock", fcntl(pair[0], F_OFD_GETLK, NULL));
+	CASE("signals-for-others", fcntl(pair[0], F_SETOWN, other));
 	CASE("kill-thread", syscall(SYS_tgkill, getpid(), 1, SIGWINCH));
 	CASE("kill", kill(getpid(), SIGWINCH));
 	CASE("set-user", setuid(getuid()));
 	CASE("other-abi", syscall(0x40000000 + SYS_getpid));
 	fprintf(stderr, "there is no case %s\n", name);
 	exit(2);
+}
+
+static pid_t make_other(const int life[2])
+{
+	pid_t pid = fork();
+	char byte;
+
+	if (pid)
+		return pid;
+	close(life[1]);
+	_exit((int)read(life[0], &byte, 1));
 }
 
 int main(int argc, char **argv)
@@ -92,17 +114,21 @@ int main(int argc, char **argv)
 		[VMM_ROLE_FS] = "fs",
 	};
 	bool known = argc == 3 && !strcmp(argv[1], "none");
-	int ret = 0;
+	int ret = 0, life[2];
 
 	signal(SIGUSR1, SIG_IGN);
-	if (argc != 3 || socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
+	signal(SIGUSR2, SIG_IGN);
+	if (argc != 3 || socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || pipe(life))
 		return 2;
-	vmm_jail_begin(strcmp(argv[1], "none"), pair, 2);
+	other = make_other(life);
+	if (other < 0)
+		return 2;
+	vmm_jail_begin(strcmp(argv[1], "none"), (int[]){ pair[0], pair[1], life[1] }, 3);
 	for (int i = 0; i < VMM_ROLES; i++) {
 		if (strcmp(argv[1], roles[i]))
 			continue;
 		known = true;
-		ret = vmm_jail_enter((enum vmm_role)i);
+		ret = vmm_filter_enter((enum vmm_role)i);
 	}
 	if (!known || ret)
 		return 2;

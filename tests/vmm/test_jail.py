@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -11,14 +10,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from vmmlib import HANG, HERE, RUNNING, Monitor, monitor
+from vmmlib import HANG, RUNNING, Monitor, build_part, monitor
 
 from cowork_nsrun.guest.view import view_bytes
 
 Lack = Callable[[str], NoReturn]
 Guest = Callable[[str], Path]
-VMM = HERE.parents[1] / "csrc" / "vmm"
-FLAGS = ("-std=c17", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Wno-unused-result", "-pthread")
 
 #: call -> the roles that may make it
 ALL = {"cpu", "devices", "devices-fs", "disk", "fs"}
@@ -35,6 +32,7 @@ CALLS: dict[str, set[str]] = {
     "write-registers": set(),
     "type-ahead": set(),
     "unix-pair": MAIN,
+    "datagram-pair": set(),
     "inet-socket": set(),
     "unix-socket": set(),
     "random": MAIN,
@@ -46,6 +44,12 @@ CALLS: dict[str, set[str]] = {
     "mount": set(),
     "trace": set(),
     "kick": MAIN,
+    "kick-other": set(),
+    "kick-any": set(),
+    "shut": {"devices-fs"},
+    "confine-itself": ALL,
+    "lock": FILES,
+    "signals-for-others": set(),
     "kill-thread": set(),
     "kill": set(),
     "set-user": set(),
@@ -56,18 +60,7 @@ CALLS: dict[str, set[str]] = {
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory: pytest.TempPathFactory, lack: Lack, kvm: None) -> Path:
     """The program that makes one call in one jail; static, as the monitor is."""
-    compiler = next((name for name in ("musl-gcc", "gcc") if shutil.which(name)), None)
-    if compiler is None:
-        lack("the jail: no C compiler")
-    built = tmp_path_factory.mktemp("jail") / "jail_cases"
-    machine = subprocess.run(
-        ["gcc", "-print-multiarch"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    headers = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{machine}"]
-    sources = [str(HERE / "jail_cases.c"), str(VMM / "jail.c")]
-    command = [compiler, *FLAGS, "-static", f"-I{VMM}", *headers, *sources, "-o", str(built)]
-    subprocess.run(command, check=True)
-    return built
+    return build_part("jail_cases", ("filter", "jail", "walls"), tmp_path_factory, lack)
 
 
 @pytest.mark.parametrize("role", sorted(ALL))

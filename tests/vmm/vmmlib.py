@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 HERE = Path(__file__).parent
 VMM = Path(sys.executable).parent / "nsrun-vmm"
+SOURCES = HERE.parents[1] / "csrc" / "vmm"
+PART_FLAGS = (
+    *("-std=c17", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Wno-unused-result", "-pthread"),
+)
 GUEST_FLAGS = (
     *("-std=gnu17", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror"),
     *("-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pie", "-mgeneral-regs-only"),
@@ -35,6 +43,36 @@ def compile_guest(name: str, directory: Path) -> Path:
     built = directory / name
     sources = [HERE / "guests" / part for part in ("start.S", "guest.c", f"{name}.c")]
     subprocess.run(["gcc", *GUEST_FLAGS, *map(str, sources), "-o", str(built)], check=True)
+    return built
+
+
+def build_part(
+    name: str,
+    parts: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+    lack: Callable[[str], NoReturn],
+) -> Path:
+    """tests/vmm/NAME.c with these files of the monitor's."""
+    compiler = next((name for name in ("musl-gcc", "gcc") if shutil.which(name)), None)
+    if compiler is None:
+        lack("the jail: no C compiler")
+    built = tmp_path_factory.mktemp("jail") / name
+    machine = subprocess.run(
+        ["gcc", "-print-multiarch"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    headers = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{machine}"]
+    sources = [str(HERE / f"{name}.c"), *(str(SOURCES / f"{part}.c") for part in parts)]
+    command = [
+        compiler,
+        *PART_FLAGS,
+        "-static",
+        f"-I{SOURCES}",
+        *headers,
+        *sources,
+        "-o",
+        str(built),
+    ]
+    subprocess.run(command, check=True)
     return built
 
 

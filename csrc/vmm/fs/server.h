@@ -31,6 +31,10 @@ void fs_server_free(struct fs_server *server);
  */
 int fs_server_add(struct fs_server *server, const void *view, size_t len, char *error, size_t n);
 
+/* What it opens files in or below, for rules of the kernel's: see view.h. */
+int fs_server_reach(struct fs_server *server,
+		    int (*reach)(void *arg, int fd, bool directory, bool writable), void *arg);
+
 /*
  * Serve one request.  Any thread, several at once.
  * Returns the bytes of the reply in out, 0 when none is due, or

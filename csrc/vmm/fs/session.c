@@ -176,6 +176,17 @@ int fs_server_add(struct fs_server *server, const void *data, size_t len, char *
 	return -1;
 }
 
+int fs_server_reach(struct fs_server *server, fs_reach *reach, void *arg)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&server->adding);
+	for (const struct fs_view *view = server->views; !ret && view; view = view->next)
+		ret = fs_view_reach(view, reach, arg);
+	pthread_mutex_unlock(&server->adding);
+	return ret;
+}
+
 static void free_views(struct fs_server *server)
 {
 	while (server->views) {

@@ -273,17 +273,24 @@ static int path_of(const struct fs_place *place, char path[PATH_MAX])
 	return 0;
 }
 
-static int find_place(struct reader *r, struct fs_place *place)
+/* O_PATH, or -1 with errno set; no symbolic link is followed. */
+static int open_place(const struct fs_place *place, const char *path)
 {
 	/* struct open_how: RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH */
 	const uint64_t how[3] = { O_PATH | O_NOFOLLOW | O_CLOEXEC, 0, 0x2 | 0x4 | 0x8 };
+
+	return (int)syscall(SYS_openat2, place->export->fd, path, how, sizeof(how));
+}
+
+static int find_place(struct reader *r, struct fs_place *place)
+{
 	char path[PATH_MAX];
 	struct fs_stat st;
 	int fd, err;
 
 	if (path_of(place, path))
 		return fail(r, "export %s: a rule's path is too long", place->export->path);
-	fd = (int)syscall(SYS_openat2, place->export->fd, path, how, sizeof(how));
+	fd = open_place(place, path);
 	if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
 		return 0;
 	if (fd < 0)
@@ -385,6 +392,53 @@ int fs_view_read(struct fs_view *view, const void *data, size_t len, char *error
 			return -1;
 	}
 	return 0;
+}
+
+static int reach_at(int fd, const struct fs_place *place, fs_reach *reach, void *arg)
+{
+	const uint32_t type = place->is.type;
+
+	/* nothing else is ever opened */
+	if (type != S_IFREG && type != S_IFDIR)
+		return 0;
+	return reach(arg, fd, type == S_IFDIR, place->access == FS_WRITABLE);
+}
+
+/* A path that may be written to, in one that may not. */
+static int reach_place(const struct fs_place *place, fs_reach *reach, void *arg)
+{
+	char path[PATH_MAX];
+	int fd, ret;
+
+	if (path_of(place, path))
+		return -ENAMETOOLONG;
+	fd = open_place(place, path);
+	/* it went meanwhile: whatever comes there is another file */
+	if (fd < 0)
+		return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? 0 : -errno;
+	ret = reach_at(fd, place, reach, arg);
+	close(fd);
+	return ret;
+}
+
+static int reach_export(const struct fs_export *export, fs_reach *reach, void *arg)
+{
+	int ret = reach_at(export->fd, export->root, reach, arg);
+
+	for (struct fs_place *p = export->root; !ret && p; p = following(p))
+		if (p->parent && p->there && p->access == FS_WRITABLE &&
+		    p->parent->access != FS_WRITABLE)
+			ret = reach_place(p, reach, arg);
+	return ret;
+}
+
+int fs_view_reach(const struct fs_view *view, fs_reach *reach, void *arg)
+{
+	int ret = 0;
+
+	for (uint32_t i = 0; !ret && i < view->n_exports; i++)
+		ret = reach_export(&view->exports[i], reach, arg);
+	return ret;
 }
 
 static void free_places(struct fs_place *place)

@@ -87,6 +87,14 @@ struct fs_view {
 int fs_view_read(struct fs_view *view, const void *data, size_t len, char *error, size_t n);
 void fs_view_free(struct fs_view *view);
 
+/* With an O_PATH descriptor; 0 or -errno, which ends it. */
+typedef int fs_reach(void *arg, int fd, bool directory, bool writable);
+/*
+ * What can be reached at all, coarser than the rules: each export, and each
+ * path in a read-only one that may be written to.
+ */
+int fs_view_reach(const struct fs_view *view, fs_reach *reach, void *arg);
+
 /* The place of that name right below, or NULL. */
 struct fs_place *fs_view_child(const struct fs_place *parent, const char *name);
 /* The place that was this inode at the start, or NULL. */
