@@ -28,7 +28,7 @@ const char *nsr_probe_name(enum nsr_probe_id id)
 {
 	static const char *const names[NSR_PROBE_END] = {
 		"namespaces", "bwrap", "microvm", "kvm", "kvm-guest", "guest-kernel", "host",
-		"landlock", "seccomp", "no-new-privs",
+		"landlock", "seccomp", "no-new-privs", "monitor-walls",
 	};
 
 	return names[id];
@@ -148,8 +148,11 @@ const struct nsr_probe *nsr_probe(struct nsr_probes *probes, enum nsr_probe_id i
 		nsr_probe_seccomp(out);
 		break;
 	case NSR_PROBE_NO_NEW_PRIVS:
-	case NSR_PROBE_END:
 		nsr_probe_no_new_privs(out);
+		break;
+	case NSR_PROBE_MONITOR:
+	case NSR_PROBE_END:
+		nsr_probe_monitor(out, nsr_probe(probes, NSR_PROBE_LANDLOCK));
 		break;
 	}
 	return out;

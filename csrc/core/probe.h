@@ -21,6 +21,7 @@ enum nsr_probe_id {
 	NSR_PROBE_LANDLOCK,
 	NSR_PROBE_SECCOMP,
 	NSR_PROBE_NO_NEW_PRIVS,
+	NSR_PROBE_MONITOR,
 	NSR_PROBE_END,
 };
 
@@ -52,6 +53,8 @@ void nsr_probe_kvm(struct nsr_probe *out);
 void nsr_probe_kvm_guest(struct nsr_probe *out, const struct nsr_probe *kvm);
 void nsr_probe_guest_kernel(struct nsr_probe *out);
 void nsr_probe_landlock(struct nsr_probe *out);
+/* What keeps a microVM's monitor in; it has no Landlock if that is not there. */
+void nsr_probe_monitor(struct nsr_probe *out, const struct nsr_probe *landlock);
 void nsr_probe_seccomp(struct nsr_probe *out);
 void nsr_probe_no_new_privs(struct nsr_probe *out);
 

@@ -80,6 +80,8 @@ STEPS = (
         (*VMM, "--every=4"),
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS),
     ),
+    Step("walls-root", ("tests/vmm/test_walls.py",)),
+    Step("walls-kvm", ("tests/vmm/test_walls.py",), Job((), user=USER, groups=("kvm",))),
     Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=1800)),
     Step("vsock-root", ("tests/vmm/test_vsock.py",)),
     Step("snapshot-root", ("tests/guest/test_template.py",)),

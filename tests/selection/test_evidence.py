@@ -176,6 +176,21 @@ def test_no_guest_without_kvm(tools: Tools) -> None:
     assert (found["verdict"], found["evidence"]) == ("unknown", "not tried without KVM")
 
 
+@pytest.mark.parametrize("root", [True, False])
+def test_walls_of_a_monitor(tools: Tools, root: bool) -> None:
+    """Namespaces are root's; what Landlock has is compared with its version."""
+    ended = World().run(tools, [tools.nsrun, "--probe"], root=root)
+    report = json.loads(ended.stdout)
+    found, landlock = probe_of(report, "monitor-walls"), probe_of(report, "landlock")
+    assert found["verdict"] == landlock["verdict"]
+    assert found["remedy"] == landlock["remedy"]
+    assert ("namespaces of its own: net ipc uts" in found["evidence"]) is root
+    if landlock["verdict"] == "ok":
+        abi = int(landlock["evidence"].rpartition(" ")[2])
+        assert (", not TCP" in found["evidence"]) is (abi < 4)
+        assert (", not signals" in found["evidence"]) is (abi < 6)
+
+
 def guest_kernel(script: str, tools: Tools) -> Any:
     clean = (
         "mount -t tmpfs boot /boot; if [ -d /lib/modules ]; then mount -t tmpfs m /lib/modules; fi"
@@ -205,8 +220,10 @@ def test_landlock_missing(tools: Tools) -> None:
     create_ruleset = 444
     for error, remedy in ((errno.ENOSYS, "kernel"), (errno.EOPNOTSUPP, "boot")):
         report = World(deny=(f"{create_ruleset}={error}",)).probe(tools)
-        found = probe_of(report, "landlock")
-        assert (found["verdict"], found["remedy"]) == ("missing", f"landlock-{remedy}")
+        for name in ("landlock", "monitor-walls"):
+            found = probe_of(report, name)
+            assert (found["verdict"], found["remedy"]) == ("missing", f"landlock-{remedy}")
+        assert "no Landlock" in found["evidence"]
 
 
 # --- overrides --------------------------------------------------------------------------------
