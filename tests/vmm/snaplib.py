@@ -84,6 +84,12 @@ class Clone:
         self.records.append(Record(*RECORD.unpack(data)))
         return self.records[-1]
 
+    def expect(self, kind: int) -> Record:
+        record = self.receive()
+        assert record is not None
+        assert record.type == kind
+        return record
+
     def wait(self) -> None:
         """Until its process is gone."""
         assert select.select([self.pidfd], [], [], HANG)[0]

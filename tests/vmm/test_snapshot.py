@@ -138,7 +138,7 @@ def test_clones_share_nothing(counting: tuple[Path, int], tmp_path: Path) -> Non
     with zygote(file, tmp_path) as mother:
         clones = [mother.fork() for _ in range(8)]
         for clone in clones:
-            assert clone.receive().type == RUNNING
+            clone.expect(RUNNING)
         for clone in clones:
             said = wait_for(clone, 20)
             assert said[1:20] == [str(number) for number in range(first + 1, first + 20)]
@@ -499,7 +499,7 @@ def test_the_last_word_of_a_clone(counting: tuple[Path, int], tmp_path: Path) ->
     """Its owner goes, or sends nonsense."""
     with zygote(counting[0], tmp_path) as mother:
         clone = mother.fork()
-        assert clone.receive().type == RUNNING
+        clone.expect(RUNNING)
         clone.control.send(b"nonsense")
         assert clone.receive() == Record(ENDED, 3)
         clone.close()

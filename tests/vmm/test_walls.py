@@ -76,7 +76,7 @@ class World:
 
     def attempt(self, walls: str, thread: str, what: str, number: int = 0) -> tuple[Wall, int]:
         """Which walls held, and 0 or the attempt's errno."""
-        command = [self.program, walls, thread, what, self.directory, str(number)]
+        command = [str(self.program), walls, thread, what, str(self.directory), str(number)]
         ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG)
         assert (ran.returncode, ran.stderr) == (0, "")
         holds, result = ran.stdout.split()
