@@ -10,12 +10,14 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import PlanFlag
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.limits import CgroupUsage
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.program import find_program
 
@@ -35,8 +37,13 @@ class MachineChild(_native.Child):
         self._started = False
         self._ending: dict[str, Any] = {}
 
-    def start_machine(self, plan: Plan, stdio: tuple[int, int, int]) -> None:
+    def start_machine(
+        self, plan: Plan, stdio: tuple[int, int, int], limits: Mapping[str, float]
+    ) -> None:
         """Start it.
+
+        Arguments:
+            limits: ``memory``, ``pids``, ``cpu``: what the guest holds the command to.
 
         Raises:
             NsrunError: not at all.
@@ -50,6 +57,7 @@ class MachineChild(_native.Child):
             theirs.callback(os.close, data)
             os.set_blocking(self._status, False)
             words = ["--plan", data, "--status-fd", status, "--life-fd", life]
+            words += [word for name in limits for word in (f"--{name}", limits[name])]
             try:
                 _write(data, _for_machine(plan))
                 self._process = subprocess.Popen(
@@ -146,6 +154,15 @@ class MachineChild(_native.Child):
     def usage(self) -> tuple[int, int]:
         """Of the command alone, as its guest counts it."""
         return int(self._ending.get("cpu_ns", 0)), int(self._ending.get("peak", 0))
+
+    @property
+    def counted(self) -> CgroupUsage | None:
+        """What the command's cgroup in the guest counted; None: the machine was ended first."""
+        if "exit" not in self._ending:
+            return None
+        cpu_ns, peak = self.usage
+        refused = self._ending["pids_refused"]
+        return CgroupUsage(cpu_ns, peak or None, self._ending["oom_kills"], refused)
 
     def signal(self, number: int) -> bool:
         """SIGKILL ends the machine; another signal goes to every process of the command."""

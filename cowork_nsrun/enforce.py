@@ -17,6 +17,7 @@ from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, Group, LimitError
 from cowork_nsrun.link import Link
 from cowork_nsrun.outlet import Outlet
+from cowork_nsrun.runner import BY_GUEST, runs_in_machine
 from cowork_nsrun.spec import (
     LIMITS,
     Bind,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_LIMITS = Limits()
+#: where a guest has them
+_GUEST_CGROUPS = "/sys/fs/cgroup/nsrun-0"
 
 
 @cache
@@ -119,12 +122,16 @@ def _limit(spec: Sandbox, within: Group | None) -> Enforced:
     # pid 1 inside is one more than the command knows of
     if "pids" in wanted and not spec.as_pid_1:
         wanted["pids"] += 1
+    if wanted and within is None and runs_in_machine(spec.backend):
+        return _by_guest(spec, held, wanted)
     while wanted or within is not None:
         try:
             cgroup = _open(wanted, within)
         except LimitError as error:
             if error.limit not in wanted:
                 raise
+            if within is None and runs_in_machine(spec.backend, probe=True):
+                return _by_guest(spec, held, wanted)
             value = wanted.pop(error.limit)
             instead = _instead(spec, error)
             if instead is None:
@@ -140,6 +147,13 @@ def _limit(spec: Sandbox, within: Group | None) -> Enforced:
                 raise
             return enforced
     return Enforced(Enforcement(held), rlimits)
+
+
+def _by_guest(spec: Sandbox, held: Mapping[str, str], wanted: Mapping[str, float]) -> Enforced:
+    """A microVM's own kernel keeps them: nothing on the host has to be delegated."""
+    check_hidden(spec, (_GUEST_CGROUPS,))
+    by = dict.fromkeys(wanted, BY_GUEST)
+    return Enforced(Enforcement({**held, **by}, in_guest=dict(wanted)))
 
 
 def _open(wanted: Mapping[str, float], within: Group | None) -> Cgroup:

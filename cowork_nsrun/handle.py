@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.link import CLONE_NEWNET, Link
 from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.plan import Extras, Plan
-from cowork_nsrun.runner import BY_MACHINE, IN_PROCESS, begin
+from cowork_nsrun.runner import BY_GUEST, BY_MACHINE, IN_PROCESS, begin
 from cowork_nsrun.teardown import teardown
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Enforcement:
         held: limit to what holds it, such as ``cgroup v2`` or ``RLIMIT_NPROC``.
         cgroup: what holds those that concern all processes together.
         placeholders: what keeps names free that are not to come into being.
+        in_guest: ``memory``, ``pids``, ``cpu``: limits that a microVM's guest keeps.
         outlet: its way out, if it has one.
         link: its network's devices, if it has such.
     """
@@ -89,6 +90,7 @@ class Enforcement:
     outlet: Outlet | None = None
     placeholders: Placeholders | None = None
     link: Link | None = None
+    in_guest: Mapping[str, float] = field(default_factory=dict)
 
     def give_back(self) -> None:
         """Nothing runs in it."""
@@ -295,14 +297,15 @@ class Handle:
         """No process of the sandbox but a dying pid 1 is left when this returns."""
         cpu_ns, largest = self._child.usage
         peak = largest or None
-        cgroup = self._enforcement.cgroup
+        cgroup, used = self._enforcement.cgroup, self._child.counted
         if self._only_kernels():
             teardown().add(self._child)
         else:
             self._child.close()
         self._outcome.usage = Usage(cpu_ns, peak)
-        if cgroup is not None:
+        if used is None and cgroup is not None:
             used = cgroup.usage()
+        if used is not None:
             self._outcome.usage = Usage(
                 cpu_ns if used.cpu_ns is None else used.cpu_ns,
                 peak if used.memory_peak is None else used.memory_peak,
@@ -467,13 +470,14 @@ def seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else min(LONGEST_POLL, deadline - time.monotonic())
 
 
-def _begin(plan: Plan, stdio: Stdio, link: Link | None) -> tuple[_native.Child, str]:
+def _begin(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> tuple[_native.Child, str]:
+    link = enforcement.link
     if link is None:
-        return begin(plan, stdio)
+        return begin(plan, stdio, enforcement.in_guest)
     # the network's namespace is there: what the link's thread starts is in it
     rest = plan.native.number(Number.UNSHARE) & ~CLONE_NEWNET
     joined = plan.with_extras(Extras(numbers={Number.UNSHARE: rest}))
-    return link.start(lambda: begin(joined, stdio))
+    return link.start(lambda: begin(joined, stdio, enforcement.in_guest))
 
 
 def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
@@ -485,7 +489,11 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
     teardown().sweep()
     child: _native.Child | None = None
     try:
-        child, backend = _begin(plan, stdio, enforcement.link)
+        child, backend = _begin(plan, stdio, enforcement)
+        if backend == BY_MACHINE and enforcement.cgroup is not None:
+            # it was to be entered; the guest keeps what it says
+            held = {**enforcement.held, **dict.fromkeys(enforcement.cgroup.held, BY_GUEST)}
+            enforcement = replace(enforcement, held=held)
         if enforcement.outlet is not None:
             enforcement.outlet.open(of_machine=backend == BY_MACHINE)
         return Handle(child, enforcement, backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,8 @@ IN_PROCESS = "namespaces"
 BY_PROGRAM = "namespaces (nsrun program)"
 BY_BWRAP = "namespaces (bwrap)"
 BY_MACHINE = "microVM (KVM)"
+# what holds the limits of a microVM's command
+BY_GUEST = "cgroup v2 of the guest"
 
 HOST_ABI = 2  # the first ABI of Landlock that the host backend takes
 _APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
@@ -59,12 +62,36 @@ def _choice(plan: Plan) -> Selection | None:
     return _selected(os.getpid(), uid, word).require()
 
 
-def begin(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
+    """Whether :func:`begin` will make it a microVM.
+
+    Arguments:
+        backend: of a spec.
+        probe: find out even where begin() would only do so once a clone was refused.
+    """
+    if backend != "auto":
+        return backend == Backend.KVM
+    word, uid = os.environ.get(VARIABLE, "").lower(), os.geteuid()
+    if not probe and word in _NAMESPACES and not _late_refusal(uid):
+        return False
+    return _selected(os.getpid(), uid, word).backend is Backend.KVM
+
+
+def begin(
+    plan: Plan, stdio: tuple[int, int, int], in_guest: Mapping[str, float]
+) -> tuple[_native.Child, str]:
     """Start a plan; returns the child, and what runs it.
+
+    Arguments:
+        in_guest: limits that only a microVM's guest keeps; see :func:`runs_in_machine`.
 
     Raises:
         NsrunError: nothing here can run it.
     """
+    if in_guest:
+        # for what it says if something is missing
+        _choice(plan)
+        return _by_machine(plan, stdio, in_guest)
     if plan.flags & _native.PlanFlag.ON_HOST:
         return _by_program(plan, stdio)
     choice = _choice(plan)
@@ -119,8 +146,14 @@ def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_na
         child = BwrapChild()
         child.start_bwrap(plan, stdio)
         return child, BY_BWRAP
+    return _by_machine(plan, stdio, {})
+
+
+def _by_machine(
+    plan: Plan, stdio: tuple[int, int, int], limits: Mapping[str, float]
+) -> tuple[_native.Child, str]:
     machine = MachineChild()
-    machine.start_machine(plan, stdio)
+    machine.start_machine(plan, stdio, limits)
     return machine, BY_MACHINE
 
 

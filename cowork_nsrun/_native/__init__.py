@@ -13,10 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from itertools import count
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cowork_nsrun._native._core import ffi, lib
 from cowork_nsrun.errors import NsrunError
+
+if TYPE_CHECKING:
+    from cowork_nsrun.limits import CgroupUsage
 
 
 class OpType(IntEnum):
@@ -444,6 +447,11 @@ class Child:
     def usage(self) -> tuple[int, int]:
         """Nanoseconds of processor time, and bytes of the largest process or 0, after the end."""
         return int(self._child.cpu_ns), int(self._child.peak_rss)
+
+    @property
+    def counted(self) -> CgroupUsage | None:
+        """What a cgroup counted that nobody else can look at; None: there is none."""
+        return None
 
     def signal(self, number: int) -> bool:
         """Send a signal to everything inside; False if it has ended.

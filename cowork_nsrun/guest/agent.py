@@ -156,12 +156,14 @@ class Usage:
         cpu_ns: user and system time of its processes, in nanoseconds.
         peak: bytes that it had at most at one time; 0: not known.
         oom_kills: how many of its processes were killed for the memory limit.
+        pids_refused: how often a process or thread was refused for the limit of them.
         timed_out: its deadline ended it.
     """
 
     cpu_ns: int
     peak: int
     oom_kills: int
+    pids_refused: int
     timed_out: bool
 
 
@@ -483,8 +485,8 @@ class Command(Closing):
         if kind == _Type.STARTED and len(payload) == _STARTED.size:
             (self.pid,) = _STARTED.unpack(payload)
         elif kind == _Type.EXITED and len(payload) == _EXITED.size:
-            self._status, flags, cpu_ns, peak, oom_kills, _ = _EXITED.unpack(payload)
-            self.usage = Usage(cpu_ns, peak, oom_kills, bool(flags & _TIMED_OUT))
+            self._status, flags, cpu_ns, peak, oom_kills, refused = _EXITED.unpack(payload)
+            self.usage = Usage(cpu_ns, peak, oom_kills, refused, bool(flags & _TIMED_OUT))
         elif kind == _Type.OUTGOING and len(payload) == _NUMBER.size and self.fetch:
             self.fetch.begin(*_NUMBER.unpack(payload))
         elif kind == _Type.FAILED and len(payload) >= _FAILED.size:

@@ -116,7 +116,8 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
     usage = command.usage
     if usage is not None:
         tell({"exit": status, "cpu_ns": usage.cpu_ns, "peak": usage.peak,
-              "oom_kills": usage.oom_kills, "timed_out": usage.timed_out})  # fmt: skip
+              "oom_kills": usage.oom_kills, "pids_refused": usage.pids_refused,
+              "timed_out": usage.timed_out})  # fmt: skip
     return status
 
 

@@ -148,6 +148,7 @@ void nsr_limits_usage(const struct nsr_command *command, struct nsr_exited *exit
 	if (peak)
 		exited->peak = peak;
 	exited->oom_kills = (uint32_t)word(command->limits, "memory.events", "oom_kill");
+	exited->pids_refused = (uint32_t)word(command->limits, "pids.events", "max");
 }
 
 void nsr_limits_kill(const struct nsr_command *command)

@@ -133,7 +133,7 @@ struct nsr_exited {
 	uint64_t cpu_ns;                /* user and system */
 	uint64_t peak;                  /* bytes, at most in use at one time; 0: not known */
 	uint32_t oom_kills;             /* processes killed for the memory limit */
-	uint32_t reserved;              /* 0 */
+	uint32_t pids_refused;          /* processes and threads refused by the limit of them */
 };
 _Static_assert(sizeof(struct nsr_exited) == 32, "on the wire");
 

@@ -72,6 +72,11 @@ STEPS = (
     Step("agent-root", ("tests/guest/test_agent_guest.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
+    Step(
+        "limits-guest",
+        ("tests/guest/test_machine_limits.py",),
+        Job((), user=USER, groups=("kvm",), timeout_s=1200),
+    ),
     Step("core-root", CORE, Job((), timeout_s=900)),
     # small guests run natively too, all of them
     Step("vmm-root", VMM[:2]),
