@@ -44,8 +44,8 @@ _FD_OPTIONS = {
     Number.USERNS2_FD: "--userns2",
     Number.PIDNS_FD: "--pidns",
     Number.USERNS_BLOCK_FD: "--userns-block-fd",
+    # whoever has a pid from there looks at /proc/PID/ns and /proc/PID/root
     Number.INFO_FD: "--info-fd",
-    Number.JSON_STATUS_FD: "--json-status-fd",
 }
 
 
@@ -77,6 +77,8 @@ class Translation:
         hold: what to read a byte from before the start (``--block-fd``); None: nothing.
         outlet: a Unix socket to whose other end the command's connections are to be handed
             (``NSR_LISTEN_FD``); None: it makes none.
+        status: where records of what happens are to be written (``--json-status-fd``);
+            None: nobody asks.
     """
 
     exports: tuple[Export, ...]
@@ -84,6 +86,7 @@ class Translation:
     limits: Limits
     hold: int | None
     outlet: int | None
+    status: int | None
     _native: _native.Plan
     _operations: tuple[Op, ...]
 
@@ -127,7 +130,7 @@ class _Compiler:
 
     def result(self) -> Translation:
         _refuse(self.plan)
-        hold, outlet = self._numbers()
+        hold, outlet, status = self._numbers()
         operations = self.plan.operations
         for place, op in enumerate(operations, 1):
             self.coming = operations[place:]
@@ -142,14 +145,15 @@ class _Compiler:
             limits=of_cgroups(self.plan.native.words(Words.CGROUPS)),
             hold=hold,
             outlet=outlet,
+            status=status,
             _native=self.native,
             _operations=tuple(self.operations),
         )
 
     # --- beside the files -----------------------------------------------------------------
 
-    def _numbers(self) -> tuple[int | None, int | None]:
-        """Descriptors of this process that have a meaning here: to hold by, and the outlet."""
+    def _numbers(self) -> tuple[int | None, ...]:
+        """Descriptors of this process that have a meaning here: hold, outlet, status."""
         # held open by this process, as long as it runs
         self.native.set_number(Number.SYNC_FD, -1)
         seccomp = self.plan.number(Number.SECCOMP_FD)
@@ -162,9 +166,11 @@ class _Compiler:
         # the guest's agent has its own
         outlet = self.plan.number(Number.LISTEN_FD)
         self.native.set_number(Number.LISTEN_FD, -1)
+        status = self.plan.number(Number.JSON_STATUS_FD)
+        self.native.set_number(Number.JSON_STATUS_FD, -1)
         # the host side dies with its parent; in the guest nobody else could be meant
         self.native.set_number(Number.FLAGS, self.plan.flags & ~PlanFlag.TELL_EXEC)
-        return (hold if hold >= 0 else None, outlet if outlet >= 0 else None)
+        return tuple(fd if fd >= 0 else None for fd in (hold, outlet, status))
 
     def _start_directory(self) -> None:
         """Where the core would start on the host: in the caller's directory, or at home."""

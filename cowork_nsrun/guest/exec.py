@@ -105,6 +105,7 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
                 # an error is as good as the end, as it is for the core
                 with suppress(OSError):
                     os.read(translation.hold, 1)
+            _record(translation.status, {"stand-in-pid": os.getpid()})
             settings = own_settings(request.limits.within(translation.limits))
             settings = replace(settings, outlet=translation.outlet is not None)
             with _started(machine, translation, settings, there, terminal) as command:
@@ -113,12 +114,33 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
             _say_lost(machine.network)
         except NsrunError as error:
             raise machine.explain(error) from None
+    # nobody reads any more: that changes nothing for the command
+    with suppress(NsrunError):
+        _record(translation.status, {"exit-code": status})
     usage = command.usage
     if usage is not None:
         tell({"exit": status, "cpu_ns": usage.cpu_ns, "peak": usage.peak,
               "oom_kills": usage.oom_kills, "pids_refused": usage.pids_refused,
               "timed_out": usage.timed_out})  # fmt: skip
     return status
+
+
+def _record(fd: int | None, record: dict[str, int]) -> None:
+    """For ``--json-status-fd``: an object a line, spaced as the core's.
+
+    There is no ``child-pid``, whose /proc/PID/ns and /proc/PID/root would be the host's.
+
+    Raises:
+        NsrunError: it can't be written.
+    """
+    if fd is None:
+        return
+    words = ", ".join(f'"{name}": {value}' for name, value in record.items())
+    try:
+        os.write(fd, f"{{ {words} }}\n".encode("ascii"))
+    except OSError as error:
+        text = f"--json-status-fd {fd}: {error.strerror}"
+        raise NsrunError(text, errno=error.errno or 0) from None
 
 
 def _say_lost(network: Network | None) -> None:

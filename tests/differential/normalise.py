@@ -285,11 +285,11 @@ def normalise_records(text: str, context: Context) -> dict[str, Any]:
 
 
 def without_numbers(text: str) -> str:
-    return re.sub(r'("(?:child-pid|[a-z]+-namespace)": )\d+', r"\1N", text)
+    return re.sub(r'("(?:child-pid|stand-in-pid|[a-z]+-namespace)": )\d+', r"\1N", text)
 
 
 def record_value(key: str, value: Any, context: Context) -> Any:
-    if key == "child-pid":
+    if key in ("child-pid", "stand-in-pid"):
         return "a pid" if isinstance(value, int) and value > 0 else value
     if key.endswith("-namespace"):
         return context.namespaces.get(value, "new")

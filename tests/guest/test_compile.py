@@ -215,7 +215,6 @@ def test_optional_sources(top: Path) -> None:
     [
         (("--userns", 0), "--userns: "),
         (("--info-fd", 1), "--info-fd: "),
-        (("--json-status-fd", 1), "--json-status-fd: "),
         (("--dev-bind", "/usr", "/usr"), "none of the host's devices"),
         (("--dev-bind", "/dev/kvm", "/k"), "/dev/kvm is of the host's devices"),
         (("--ro-bind", f"/proc/{os.getpid()}/status", "/s"), "of a process"),

@@ -304,3 +304,40 @@ def test_a_terminal(verdicts: dict[str, str], folder: Path) -> None:
     until(b"over")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(fd)
+
+
+def with_status(fd: int, command: list[str]) -> list[str]:
+    return [command[0], "--json-status-fd", str(fd), *command[1:]]
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -9 $$", 137)])
+def test_status_records(verdicts: dict[str, str], folder: Path, script: str, code: int) -> None:
+    """A pid to signal, no child-pid to look into, and the exit code."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as records:
+        words = with_status(writing, argv("kvm", folder, "sh", "-c", script))
+        with subprocess.Popen(words, pass_fds=[writing]) as process:
+            os.close(writing)
+            told = [json.loads(line) for line in records]
+    assert told == [{"stand-in-pid": process.pid}, {"exit-code": code}]
+    assert process.returncode == code
+
+
+def test_no_exit_code_of_what_never_ran(verdicts: dict[str, str], folder: Path) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as records:
+        words = with_status(writing, argv("kvm", folder, "/no/such/program"))
+        with subprocess.Popen(words, pass_fds=[writing], stderr=subprocess.PIPE) as process:
+            os.close(writing)
+            told = [json.loads(line) for line in records]
+    assert told == [{"stand-in-pid": process.pid}]
+    assert process.returncode == 1
+
+
+def test_records_that_nobody_can_get(verdicts: dict[str, str], folder: Path) -> None:
+    done = subprocess.run(
+        with_status(0, argv("kvm", folder, "true")), stdin=subprocess.DEVNULL,
+        capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--json-status-fd 0: " in done.stderr
