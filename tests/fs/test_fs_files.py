@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from fslib import Mount, Mounted
 
+from cowork_nsrun._native import landlock_abi
 from cowork_nsrun.guest.view import Export
 
 
@@ -265,6 +267,24 @@ def test_devices_are_neither_made_nor_reached(host: Path, guest: Path) -> None:
     assert (guest / "zero").stat().st_rdev == 0
     with pytest.raises(OSError, match=r"Permission denied|No such device"):
         os.open(guest / "zero", os.O_RDONLY)
+
+
+def test_devices_of_the_host_get_no_new_names(
+    host: Path, guest: Path, lack: Callable[[str], NoReturn]
+) -> None:
+    """Landlock's doing, which is around the server; a directory with one in it can be moved."""
+    if landlock_abi() < 2:
+        lack("Landlock, which keeps devices from new names")
+    (host / "d").mkdir()
+    for path in (host / "zero", host / "d" / "zero"):
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    with pytest.raises(PermissionError):
+        (guest / "zero").rename(guest / "other")
+    with pytest.raises(PermissionError):
+        (guest / "other").hardlink_to(guest / "zero")
+    (guest / "d").rename(guest / "e")
+    (guest / "e" / "zero").unlink()
+    assert sorted(path.name for path in host.iterdir()) == ["e", "zero"]
 
 
 # --- locks ------------------------------------------------------------------------------------
