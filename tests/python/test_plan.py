@@ -208,7 +208,6 @@ def test_environment_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> N
     assert Plan.from_spec(Sandbox(), ["x"]).environment == dict(os.environ)
 
 
-
 @pytest.mark.parametrize("argv", [[], "true", ["a\0b"], [b"true"]])
 def test_wrong_commands_are_refused(argv: list[str]) -> None:
     with pytest.raises(SpecError) as caught:
