@@ -61,7 +61,7 @@ check: ## Lint, formatting, types
 	@.venv/bin/mypy tests/cowork
 	@.venv/bin/mypy tests/vmm
 	@.venv/bin/mypy tests/fs
-	@.venv/bin/mypy tests/guest tests/python/leftovers.py
+	@.venv/bin/mypy tests/guest tests/python/leftovers.py tests/vmm/inject.py
 	@.venv/bin/mypy -p tests.kvmbed
 	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run
 	@shellcheck -s dash tests/kvmbed/init tests/kvmbed/main

@@ -20,7 +20,7 @@ from cowork_nsrun.program import find_program
 
 GUEST = Path(__file__).parent
 TESTS = GUEST.parent
-sys.path.insert(0, str(TESTS / "python"))
+sys.path[:0] = [str(TESTS / "python"), str(TESTS / "vmm")]
 
 from leftovers import processes_with  # noqa: E402 - found by the line above
 

@@ -6,6 +6,7 @@ namespaces, so that the microVM is what nsrun falls back to.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from inject import openers, opens
 from net_servers import sender, tcp_server
 
 from cowork_nsrun import PIPE, NsrunError, Sandbox, TimeoutExpired, popen
 from cowork_nsrun import run as run_spec
+from cowork_nsrun._native import landlock_abi
 from cowork_nsrun.program import find_program
 
 NSRUN = find_program()
@@ -169,7 +172,7 @@ def children(pid: int) -> list[int]:
 def monitor_of(pid: int) -> int:
     for child in children(pid):
         if Path(f"/proc/{child}/comm").read_text().strip() == "nsrun-vmm":
-            return os.pidfd_open(child)
+            return child
     raise AssertionError("no monitor")
 
 
@@ -206,7 +209,7 @@ def test_signals(talking: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_machine_that_dies(talking: subprocess.Popen[bytes]) -> None:
-    monitor = monitor_of(talking.pid)
+    monitor = os.pidfd_open(monitor_of(talking.pid))
     signal.pidfd_send_signal(monitor, signal.SIGKILL)
     ended(monitor)
     assert talking.stderr is not None
@@ -215,7 +218,7 @@ def test_a_machine_that_dies(talking: subprocess.Popen[bytes]) -> None:
 
 
 def test_kill_leaves_no_machine(talking: subprocess.Popen[bytes]) -> None:
-    monitor = monitor_of(talking.pid)
+    monitor = os.pidfd_open(monitor_of(talking.pid))
     talking.kill()
     ended(monitor)
 
@@ -341,3 +344,26 @@ def test_records_that_nobody_can_get(verdicts: dict[str, str], folder: Path) -> 
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
     assert "--json-status-fd 0: " in done.stderr
+
+
+def test_the_monitor_can_open_what_it_shares_and_nothing_else(
+    verdicts: dict[str, str], folder: Path, lack: Callable[[str], NoReturn]
+) -> None:
+    """Whoever takes it over is behind walls; this process, which is not, opens both."""
+    if landlock_abi() < 2:
+        lack("Landlock, which keeps a monitor from other files")
+    shared, other = folder / "file", folder.with_name(f"{folder.name}-other")
+    for path in (shared, other):
+        path.touch()
+    words = argv("kvm", folder, "sh", "-c", "echo ready; sleep 1000")
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            pid = monitor_of(process.pid)
+            for thread in openers(pid):
+                assert opens(pid, thread, str(shared), os.O_RDWR) == 0
+                for path in (other, Path("/proc/self/status"), folder.parent):
+                    assert opens(pid, thread, str(path)) == errno.EACCES
+        finally:
+            process.kill()

@@ -6,8 +6,10 @@ import ctypes
 import errno
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _ATTACH, _DETACH, _GETREGS, _SETREGS, _SINGLESTEP = 16, 17, 12, 13, 9
 #: of struct user_regs_struct, in 64-bit words
@@ -66,3 +68,19 @@ def opens(pid: int, thread: int, path: str, flags: int = os.O_RDONLY) -> int:
     (value,) = struct.unpack("=q", struct.pack("=Q", regs[_RAX]))
     assert -value != errno.ENOSYS
     return 0 if value >= 0 else -value
+
+
+def openers(pid: int) -> list[int]:
+    """The threads that may open files: the main one, and the two of a file server.
+
+    Those wait for a futex, as no processor does once its guest runs.
+    """
+    while True:
+        waiting = [
+            int(thread.name)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+            if (thread / "syscall").read_text().split()[0] == "202"
+        ]
+        if len(waiting) == 2:
+            return [pid, *waiting]
+        time.sleep(0.01)

@@ -9,14 +9,13 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from inject import opens
+from inject import openers, opens
 from vmmlib import (
     EXPORTED,
     EXPORTS,
@@ -240,22 +239,6 @@ def test_the_monitor_says_which_hold(guest: Guest, jailed: bool) -> None:
             for thread in Path(f"/proc/{machine.process.pid}/task").iterdir():
                 is_own = (thread / "ns" / name).stat().st_ino == own
                 assert is_own is not (jailed and wall in HERE)
-
-
-def openers(pid: int) -> list[int]:
-    """The threads that may open files: the main one, and the two of a file server.
-
-    Those wait for a futex, as no processor does once its guest runs.
-    """
-    while True:
-        waiting = [
-            int(thread.name)
-            for thread in Path(f"/proc/{pid}/task").iterdir()
-            if (thread / "syscall").read_text().split()[0] == "202"
-        ]
-        if len(waiting) == 2:
-            return [pid, *waiting]
-        time.sleep(0.01)
 
 
 def test_after_the_last_exports_nothing_else_can_be_opened(
