@@ -21,8 +21,8 @@ from cowork_nsrun.guest.limits import Limits, of_cgroups
 from cowork_nsrun.guest.network import resolv_conf
 from cowork_nsrun.guest.tree import Mount, Tree, above, is_below, make_mount_point
 from cowork_nsrun.guest.view import Access, Export, Rule
+from cowork_nsrun.namespaces import CLONE, Namespace
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.spec import Namespace
 
 #: where the guest has the exports, by their numbers
 EXPORTS = "/run/nsrun/exports"
@@ -30,7 +30,6 @@ RESOLV_CONF = "/etc/resolv.conf"
 #: what a plan's data may come to that is read from descriptors, in bytes
 DATA_LIMIT = 32 << 20
 
-_CLONE_NEWUTS = 0x04000000
 #: directories of the kernel's own making, and devices that every machine has
 _KERNELS = ("/proc", "/sys", "/dev")
 _DEVICES = frozenset(
@@ -196,7 +195,7 @@ class _Compiler:
             return
         name = os.uname().nodename
         unshare = self.native.number(Number.UNSHARE)
-        self.native.set_number(Number.UNSHARE, unshare | _CLONE_NEWUTS)
+        self.native.set_number(Number.UNSHARE, unshare | CLONE[Namespace.UTS])
         self.native.set_string(String.HOSTNAME, name)
         self.operations.append(Op(OpType.HOSTNAME, source=name))
 

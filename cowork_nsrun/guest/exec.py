@@ -7,7 +7,6 @@ gets go to the command, and it ends with the command's exit status.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import sys
@@ -68,10 +67,14 @@ def execute(request: Request) -> int:
 
 
 def _teller(fd: int) -> Callable[[dict[str, object]], None]:
+    if fd < 0:
+        return lambda _: None
+    # late, since few ask
+    import json  # noqa: PLC0415
+
     def tell(record: dict[str, object]) -> None:
-        if fd >= 0:
-            with suppress(OSError):
-                os.write(fd, json.dumps(record).encode("ascii") + b"\n")
+        with suppress(OSError):
+            os.write(fd, json.dumps(record).encode("ascii") + b"\n")
 
     return tell
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cowork_nsrun.guest import bzimage, modules
+from cowork_nsrun.guest import bzimage, compression, modules
 from cowork_nsrun.guest.bzimage import KernelError
 
 VARIABLE = "NSRUN_GUEST_KERNEL"
@@ -298,9 +296,10 @@ def _text(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             data = file.read(_CONFIG_LIMIT)
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error):
+        kind = compression.kind_of(data)
+        if kind is not None:
+            data = kind.decompress(data, _CONFIG_LIMIT)
+    except (OSError, compression.CompressionError):
         return None
     return data.decode(errors="replace")
 
