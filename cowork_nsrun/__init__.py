@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
     from cowork_nsrun.handle import Ending, Usage
     from cowork_nsrun.limits import LimitError
+    from cowork_nsrun.namespaces import Namespace
     from cowork_nsrun.plan import Plan
     from cowork_nsrun.pool import Pool, PoolExecutor, PoolStats
     from cowork_nsrun.process import Process, Result, Timings, popen, run, run_plan
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         File,
         Limits,
         Mqueue,
-        Namespace,
         Overlay,
         Proc,
         ReadOnlyOverlay,
@@ -49,6 +49,7 @@ else:
         "errors": ("CommandError", "NsrunError", "SpecError", "TimeoutExpired"),
         "handle": ("Ending", "Usage"),
         "limits": ("LimitError",),
+        "namespaces": ("Namespace",),
         "plan": ("Plan",),
         "pool": ("Pool", "PoolExecutor", "PoolStats"),
         "process": ("Process", "Result", "Timings", "popen", "run", "run_plan"),

@@ -28,7 +28,7 @@ from typing import (
 )
 
 from cowork_nsrun.errors import SpecError
-from cowork_nsrun.namespaces import Namespace as Namespace
+from cowork_nsrun.namespaces import Namespace
 
 if TYPE_CHECKING:
     # what runs a spec is imported by the methods that do: a spec alone is a value
