@@ -222,16 +222,13 @@ def closed_streams(divergence: Divergence, comparison: Comparison) -> bool:
 
 
 def process_state(divergence: Divergence, comparison: Comparison) -> bool:
-    """Of the caller: ignored and blocked signals, niceness, a cut bounding set."""
+    """Of the caller: ignored and blocked signals, niceness, limits of open files."""
     facts = {
         "ignore": r"process\.(ignored|status\.SigIgn)",
         "block": r"process\.(blocked|status\.SigBlk)",
         "nice": r"process\.(nice|stat\.priority)",
         "files": r"process\.rlimits",
     }
-    if "bounding" in comparison.case.launch:
-        # what a root can do whom that cuts short, and whether there is a sandbox at all
-        return True
     return any(
         set_up in comparison.case.launch and re.fullmatch(rf"seen\.{fact}", divergence.path)
         for set_up, fact in facts.items()
@@ -425,7 +422,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.DIFFERS,
         "process-state",
-        "ignored and blocked signals, niceness, limits and bounding set of the caller",
+        "ignored and blocked signals, niceness and limits of the caller",
         "they hold for the process on the host that stands for the command",
         process_state,
     ),
