@@ -249,9 +249,13 @@ class _Compiler:
     def _overlay(self, op: Op) -> None:
         assert op.dest is not None
         layers = []
+        # what is there twice overlayfs refuses, as long as it is the same in the guest, too
+        exports: dict[tuple[int, int], str] = {}
         for layer in op.layers:
             source = _Source.find(layer, f"--overlay-src {layer}")
-            layers.append(self._export(source, read_only=True))
+            if source.identity not in exports:
+                exports[source.identity] = self._export(source, read_only=True)
+            layers.append(exports[source.identity])
         self._cover(op.dest, directory=True, access=Access.HIDDEN)
         self.tree.add(Mount(self.tree.resolve(op.dest).path))
         self.operations.append(replace(op, layers=tuple(layers)))

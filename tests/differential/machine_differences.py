@@ -3,15 +3,17 @@ fact, with its tag, the reason, and exactly where.  A divergence that no row mat
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from differences import Comparison, Known, Matcher, closed
 from harness import NOTHING, Case, Divergence
+
+from cowork_nsrun.guest.compile import EXPORTS
 
 
 class Tag(Enum):
@@ -34,6 +36,8 @@ KERNELS = {"devtmpfs", "proc", "sysfs", "cgroup2", "devpts", "mqueue", "security
 KERNELS_OWN = ("/proc", "/sys", "/dev")
 #: of the list of soft and hard limits: processes, open files, pending signals
 MACHINES_LIMITS = {12, 13, 14, 15, 22, 23}
+#: options of a mount that forbid something
+WALLS = {"ro", "nosuid", "nodev", "noexec"}
 DEV_NULL = os.makedev(1, 3)
 FUSE_MAGIC = "65735546"
 TMPFS_MAGIC = "1021994"
@@ -95,9 +99,28 @@ def own_kernel(divergence: Divergence, comparison: Comparison) -> bool:
     )
     return (
         found is not None
-        and found["fact"] in ("fs", "device")
+        and found["fact"] in ("fs", "device", "options")
         and expected == actual
         and actual in KERNELS
+        and no_weaker(divergence, comparison)
+    )
+
+
+def overlay_layers(divergence: Divergence, _: Comparison) -> bool:
+    """As many lower layers, each an export; all other options are the same.
+
+    A colon in a name has a backslash before it, which mountinfo writes as a number.
+    """
+    lower = re.compile(r"(?<=,lowerdir=)[^,]*")
+    expected, actual = str(divergence.expected), str(divergence.actual)
+    names = lower.search(actual)
+    return (
+        divergence.path.endswith(".fs")
+        and expected.startswith("overlay ")
+        and lower.sub("", expected) == lower.sub("", actual)
+        and names is not None
+        and all(re.fullmatch(rf"{EXPORTS}/\d+", name) for name in names[0].split(":"))
+        and names[0].count(":") == len(re.findall(r"(?<!\\134):", lower.findall(expected)[0]))
     )
 
 
@@ -112,24 +135,59 @@ def made_numbers(divergence: Divergence, _: Comparison) -> bool:
     )
 
 
-def kernels_places(case: Case) -> list[str]:
-    """Where a case has the kernel's own directories, which the guest has of its own."""
+def kernels_places(case: Case) -> set[str]:
+    """Where binds of a case bring the kernel's own directories, which the guest has of its own."""
+    inside = {dest for source, dest in binds(case) if below_any(source, KERNELS_OWN)}
+    return brought(case, KERNELS_OWN) | inside
+
+
+def below_any(path: str, tops: Iterable[str]) -> bool:
+    return any(path.startswith(f"{top}/") for top in tops)
+
+
+def binds(case: Case) -> list[tuple[str, str]]:
+    """Source and destination of each bind, without slashes at their ends."""
     given = words(case)
-    places = list(KERNELS_OWN)
-    for option, source, dest in zip(given, given[1:], given[2:], strict=False):
-        if re.fullmatch(r"--(ro-|dev-)?bind(-try)?", option):
-            below = [name for name in KERNELS_OWN if source == "/" or name.startswith(source)]
-            places += [dest.rstrip("/") + name.removeprefix(source.rstrip("/")) for name in below]
-            places += [dest for name in KERNELS_OWN if source.startswith(f"{name}/")]
-    return places
+    return [
+        (source.rstrip("/"), dest.rstrip("/"))
+        for option, source, dest in zip(given, given[1:], given[2:], strict=False)
+        if re.fullmatch(r"--(ro-|dev-)?bind(-try)?", option)
+    ]
 
 
-def binds_mounts(case: Case) -> bool:
-    """Whether a source has the host's own mounts below it."""
-    return any(
-        re.fullmatch(r"--(ro-|dev-)?bind(-try)?", option) and source in ("/", *KERNELS_OWN)
-        for option, source in itertools.pairwise(words(case))
-    )
+def brought(case: Case, points: Iterable[str]) -> set[str]:
+    """Where binds of a case bring such mount points, themselves or by what is below them."""
+    return {
+        dest + point.removeprefix(source) or "/"
+        for source, dest in binds(case)
+        for point in points
+        if f"{point}/".startswith(f"{source}/")
+    }
+
+
+def host_mounts() -> frozenset[str]:
+    """Mount points of the host's; a process's own directory has no number here."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="latin-1").splitlines()
+    return frozenset(line.split()[4] for line in lines)
+
+
+def walls(comparison: Comparison, key: str, *, actual: bool) -> set[str]:
+    """What a mount forbids; of one that is not there, what the mount does that it would lie on."""
+    mounts = (comparison.actual if actual else comparison.expected).seen.get("mounts", {})
+    point = key.partition("@")[0]
+    while key not in mounts and point != "/":
+        point = os.path.dirname(point)
+        key = max((name for name in mounts if name.rpartition("@")[0] == point), default=key)
+    return set(mounts.get(key, {}).get("options", "").split(",")) & WALLS
+
+
+def no_weaker(divergence: Divergence, comparison: Comparison) -> bool:
+    """What a mount forbids outside it forbids in the guest, too."""
+    found = MOUNT.fullmatch(divergence.path)
+    if found is None:
+        return True
+    key = divergence.path.removeprefix("seen.mounts.").rpartition(".")[0]
+    return walls(comparison, key, actual=False) <= walls(comparison, key, actual=True)
 
 
 def below_kernels(divergence: Divergence, comparison: Comparison) -> bool:
@@ -137,8 +195,8 @@ def below_kernels(divergence: Divergence, comparison: Comparison) -> bool:
     found = re.fullmatch(r"seen\.(?:mounts|tree|asked_tree)\.(/.*?)(@\d+'*)?\.\w+", divergence.path)
     return (
         found is not None
-        and binds_mounts(comparison.case)
         and any(f"{found[1]}/".startswith(f"{place}/") for place in kernels_places(comparison.case))
+        and no_weaker(divergence, comparison)
     )
 
 
@@ -147,8 +205,9 @@ def mounts_below(divergence: Divergence, comparison: Comparison) -> bool:
     found = MOUNT.fullmatch(divergence.path)
     return (
         found is not None
-        and binds_mounts(comparison.case)
-        and NOTHING in (divergence.expected, divergence.actual)
+        and divergence.actual is NOTHING
+        and found["point"] in brought(comparison.case, host_mounts())
+        and no_weaker(divergence, comparison)
     )
 
 
@@ -197,13 +256,24 @@ def terminal(divergence: Divergence, comparison: Comparison) -> bool:
     """The terminal is the guest's, and so is its session."""
     return comparison.case.tty and (
         re.fullmatch(
-            r"seen\.(fds\.[012]\.(flags|rdev)|process\.(sid|pgid|stat\..*))", divergence.path
+            r"seen\.(fds\.[012]\.rdev|process\.(sid|pgid|stat\.foreground))", divergence.path
         )
         is not None
     )
 
 
 # ---- differs ------------------------------------------------------------------------
+
+
+def new_session(divergence: Divergence, comparison: Comparison) -> bool:
+    """The terminal stays the command's, but is not the host's."""
+    facts = {"seen.process.dev_tty": ("errno 6", "ok"),
+             "seen.process.stat.terminal": ("none", "some")}  # fmt: skip
+    return (
+        comparison.case.tty
+        and "--new-session" in words(comparison.case)
+        and facts.get(divergence.path) == (divergence.expected, divergence.actual)
+    )
 
 
 def descriptors(divergence: Divergence, _: Comparison) -> bool:
@@ -337,6 +407,13 @@ ROWS: tuple[Row, ...] = (
     ),
     row(
         Tag.TRANSLATED,
+        "overlay-layers",
+        "names of an overlay's lower layers",
+        "they are exports",
+        overlay_layers,
+    ),
+    row(
+        Tag.TRANSLATED,
         "made-numbers",
         "which number a file system of the sandbox's own gets here",
         "the file server's is one more before them",
@@ -366,7 +443,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.TRANSLATED,
         "terminal",
-        "flags of a terminal's descriptors, its session",
+        "number and session of a terminal",
         "the terminal is the guest's",
         terminal,
     ),
@@ -411,6 +488,13 @@ ROWS: tuple[Row, ...] = (
         "descriptors above 2",
         "open files of the host's can't be handed to another kernel",
         descriptors,
+    ),
+    row(
+        Tag.DIFFERS,
+        "new-session",
+        "--new-session on a terminal: it is still the controlling one",
+        "it is the guest's, whose keys could not be signals else; the host's is out of reach",
+        new_session,
     ),
     row(
         Tag.DIFFERS,
