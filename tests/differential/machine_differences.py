@@ -211,6 +211,18 @@ def mounts_below(divergence: Divergence, comparison: Comparison) -> bool:
     )
 
 
+def propagation(divergence: Divergence, _: Comparison) -> bool:
+    """Outside, mounts made later on the host would come into a bind."""
+    found = MOUNT.fullmatch(divergence.path)
+    return (
+        found is not None
+        and found["fact"] == "propagation"
+        and isinstance(divergence.expected, list)
+        and all(tag.startswith("master:") for tag in divergence.expected)
+        and divergence.actual == []
+    )
+
+
 def standard_input(divergence: Divergence, comparison: Comparison) -> bool:
     """What is read there comes through a pipe."""
     given = comparison.actual.seen.get("fds", {}).get("0", {})
@@ -432,6 +444,13 @@ ROWS: tuple[Row, ...] = (
         "the host's other mounts below a bind of /",
         "an export is one file system",
         mounts_below,
+    ),
+    row(
+        Tag.TRANSLATED,
+        "propagation",
+        "binds of a host whose mounts are shared receive from them",
+        "the file server shows what is mounted below a source, with no mount in the guest",
+        propagation,
     ),
     row(
         Tag.TRANSLATED,
