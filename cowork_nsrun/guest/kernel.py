@@ -278,7 +278,7 @@ def _from_tree(top: Path, release: str) -> _Loads:
 
 
 def _configuration(path: Path, release: str, roots: Roots) -> dict[str, str] | None:
-    """The options that a kernel was built with, by name; None: nothing tells."""
+    """What a kernel was built with of what a guest needs, by option; None: nothing tells."""
     for place in (path.with_name(f"config-{release}"), path.with_name("config"),
                   roots.below("/boot") / f"config-{release}",
                   roots.below("/lib/modules") / release / "config"):  # fmt: skip
@@ -305,4 +305,11 @@ def _text(path: Path) -> str | None:
 
 
 def _options(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^CONFIG_(\w+)=(\S+)$", text, re.MULTILINE))
+    """Those that are asked for; a configuration has ten thousand."""
+    found = {}
+    lines = f"\n{text}"
+    for name in (*BUILT_IN, *NEEDED.values(), NETWORK[1]):
+        _, there, rest = lines.partition(f"\nCONFIG_{name}=")
+        if there:
+            found[name] = rest.partition("\n")[0].strip()
+    return found
