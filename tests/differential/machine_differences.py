@@ -264,14 +264,14 @@ def limits(divergence: Divergence, _: Comparison) -> bool:
     )
 
 
+TERMINALS = re.compile(
+    r"seen\.(fds\.[012]\.rdev|process\.(sid|pgid|stat\.foreground)|tree\./dev/console\.[ug]id)"
+)
+
+
 def terminal(divergence: Divergence, comparison: Comparison) -> bool:
-    """The terminal is the guest's, and so is its session."""
-    return comparison.case.tty and (
-        re.fullmatch(
-            r"seen\.(fds\.[012]\.rdev|process\.(sid|pgid|stat\.foreground))", divergence.path
-        )
-        is not None
-    )
+    """The terminal is the guest's, and so is its session; it belongs to who runs the command."""
+    return comparison.case.tty and TERMINALS.fullmatch(divergence.path) is not None
 
 
 # ---- differs ------------------------------------------------------------------------
@@ -462,7 +462,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.TRANSLATED,
         "terminal",
-        "number and session of a terminal",
+        "number, session and owner of a terminal",
         "the terminal is the guest's",
         terminal,
     ),
