@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -102,7 +102,7 @@ def own_kernel(divergence: Divergence, comparison: Comparison) -> bool:
         and found["fact"] in ("fs", "device", "options")
         and expected == actual
         and actual in KERNELS
-        and no_weaker(divergence, comparison)
+        and as_closed(found["point"], comparison)
     )
 
 
@@ -171,43 +171,63 @@ def host_mounts() -> frozenset[str]:
     return frozenset(line.split()[4] for line in lines)
 
 
-def walls(comparison: Comparison, key: str, *, actual: bool) -> set[str]:
-    """What a mount forbids; of one that is not there, what the mount does that it would lie on."""
-    mounts = (comparison.actual if actual else comparison.expected).seen.get("mounts", {})
-    point = key.partition("@")[0]
-    while key not in mounts and point != "/":
-        point = os.path.dirname(point)
-        key = max((name for name in mounts if name.rpartition("@")[0] == point), default=key)
-    return set(mounts.get(key, {}).get("options", "").split(",")) & WALLS
+def visible(mounts: Iterable[str], path: str) -> str:
+    """The key of the mount that a path leads to.
+
+    Keys are in the order of the tree of mounts, each with its depth.
+    """
+    below: dict[str, dict[str, str]] = {}
+    chain: list[str] = []
+    for key in mounts:
+        point, _, depth = key.rstrip("'").rpartition("@")
+        del chain[int(depth) :]
+        below.setdefault(chain[-1] if chain else "", {})[point] = key
+        chain.append(key)
+    here = below.get("", {}).get("/", "")
+    parts = path.strip("/").split("/")
+    for place in ("/", *("/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1))):
+        while place in below.get(here, {}):
+            here = below[here][place]
+    return here
 
 
-def no_weaker(divergence: Divergence, comparison: Comparison) -> bool:
-    """What a mount forbids outside it forbids in the guest, too."""
-    found = MOUNT.fullmatch(divergence.path)
-    if found is None:
+def walls(mount: Mapping[str, str]) -> set[str]:
+    """What a mount forbids."""
+    return set(mount.get("options", "").split(",")) & WALLS
+
+
+def as_closed(path: str, comparison: Comparison) -> bool:
+    """What a path leads to forbids as much in the guest, and is a mount of the plan's if it was."""
+    sides = [side.seen.get("mounts", {}) for side in (comparison.expected, comparison.actual)]
+    keys = [visible(mounts, path) for mounts in sides]
+    expected, actual = (mounts.get(key, {}) for mounts, key in zip(sides, keys, strict=True))
+    if not walls(expected) <= walls(actual):
+        return False
+    # its device is none that the host has
+    if not str(expected.get("device", "")).startswith("made"):
         return True
-    key = divergence.path.removeprefix("seen.mounts.").rpartition(".")[0]
-    return walls(comparison, key, actual=False) <= walls(comparison, key, actual=True)
+    points = {key.rpartition("@")[0] for key in keys}
+    kinds = {str(mount.get("fs", "")).partition(" ")[0] for mount in (expected, actual)}
+    return len(points) == len(kinds) == 1
 
 
 def below_kernels(divergence: Divergence, comparison: Comparison) -> bool:
     """A mount or file in a /proc, /sys or /dev that is bound: the guest's."""
-    found = re.fullmatch(r"seen\.(?:mounts|tree|asked_tree)\.(/.*?)(@\d+'*)?\.\w+", divergence.path)
+    found = re.fullmatch(r"seen\.(mounts|tree|asked_tree)\.(/.*?)(@\d+'*)?\.\w+", divergence.path)
     return (
         found is not None
-        and any(f"{found[1]}/".startswith(f"{place}/") for place in kernels_places(comparison.case))
-        and no_weaker(divergence, comparison)
+        and any(f"{found[2]}/".startswith(f"{place}/") for place in kernels_places(comparison.case))
+        and (found[1] != "mounts" or as_closed(found[2], comparison))
     )
 
 
 def mounts_below(divergence: Divergence, comparison: Comparison) -> bool:
-    """The host's mounts below a bind: files of one export."""
+    """The host's mounts below a bind: files of one export, on which others may lie."""
     found = MOUNT.fullmatch(divergence.path)
     return (
         found is not None
-        and divergence.actual is NOTHING
         and found["point"] in brought(comparison.case, host_mounts())
-        and no_weaker(divergence, comparison)
+        and as_closed(found["point"], comparison)
     )
 
 
