@@ -36,7 +36,10 @@ class Identity:
 
 
 ROOT = Identity("root", 0, 0)
-USER = Identity("user", 12345, 12346)
+# without root's rights nobody else can be had
+USER = (
+    Identity("user", os.geteuid(), os.getegid()) if os.geteuid() else Identity("user", 12345, 12346)
+)
 
 
 @dataclass(frozen=True)
