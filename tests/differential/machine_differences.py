@@ -38,6 +38,8 @@ KERNELS_OWN = ("/proc", "/sys", "/dev")
 MACHINES_LIMITS = {12, 13, 14, 15, 22, 23}
 #: options of a mount that forbid something
 WALLS = {"ro", "nosuid", "nodev", "noexec"}
+#: the same of statfs(2)
+STATFS_WALLS = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 DEV_NULL = os.makedev(1, 3)
 FUSE_MAGIC = "65735546"
 TMPFS_MAGIC = "1021994"
@@ -85,9 +87,12 @@ def shared_files(divergence: Divergence, comparison: Comparison) -> bool:
 def file_systems(divergence: Divergence, comparison: Comparison) -> bool:
     """What statfs(2) says: of a bind its own type; of a tmpfs a part of the memory there is."""
     found = re.fullmatch(r"seen\.stat\.(.*)\.(type|bytes|flags)", divergence.path)
-    if found is None:
+    if found is None or NOTHING in (divergence.expected, divergence.actual):
         return False
     kind = comparison.actual.seen["stat"][found[1]].get("type")
+    if found[2] == "flags":
+        forbids = int(divergence.expected, 16) & STATFS_WALLS
+        return kind == FUSE_MAGIC and forbids & ~int(divergence.actual, 16) == 0
     return kind == FUSE_MAGIC or (kind == TMPFS_MAGIC and found[2] == "bytes")
 
 

@@ -68,6 +68,16 @@ def test_as_closed(outside: list[tuple[str, str, str]], inside: list[tuple[str, 
     assert not verdict(result(*outside), result(*inside), *BIND_ALL).unexpected
 
 
+@pytest.mark.parametrize(
+    ("outside", "inside", "meant"), [("1027", "1026", False), ("26", "1027", True)]
+)
+def test_flags_of_a_shared_file(outside: str, inside: str, meant: bool) -> None:
+    expected, actual = result(ROOT), result(ROOT)
+    expected.seen["stat"] = {"/x": {"type": "ef53", "flags": outside}}
+    actual.seen["stat"] = {"/x": {"type": "65735546", "flags": inside}}
+    assert bool(verdict(expected, actual).unexpected) is not meant
+
+
 def test_where_a_path_leads() -> None:
     mounts = ("/@0", "/a@1", "/a/b@2", "/a@2", "/a/c@3", "/d@1", "/d/e@2")
     places = {
