@@ -40,6 +40,8 @@ ROOT = Identity("root", 0, 0)
 USER = (
     Identity("user", os.geteuid(), os.getegid()) if os.geteuid() else Identity("user", 12345, 12346)
 )
+# who is at work beside a sandbox
+NEIGHBOUR = USER if os.geteuid() else ROOT
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostlib import ROOT, Ended, Lack, Runner, collect, find_bwrap, running
+from hostlib import NEIGHBOUR, ROOT, Ended, Lack, Runner, collect, find_bwrap, running
 
 ROUNDS = 60
 DATA_FD = 200
@@ -60,7 +60,7 @@ class Battlefield:
 
 @contextlib.contextmanager
 def swapping(field: Battlefield, attacker: Path) -> Iterator[None]:
-    outside = Runner(attacker, ROOT)
+    outside = Runner(attacker, NEIGHBOUR)
     with running(outside.popen(["swap", field.hostile / "a", field.hostile / "b"])) as neighbour:
         yield
         assert neighbour.poll() is None, "the neighbour gave up, so nothing was raced"
@@ -128,7 +128,7 @@ def test_control_bwrap_before_0_12_is_caught(
     field = Battlefield(ground, "../../oldroot{out}")
     argv = ["--bind", field.hostile, "/h", "--ro-bind", attacker.parent, "/bin"]
     argv += ["--dir", "/h/b/made", "/bin/attacker", "reach", "/h"]
-    Runner(bwrap, ROOT).run(argv)
+    Runner(bwrap, NEIGHBOUR).run(argv)
     assert not field.untouched()
 
 
