@@ -138,6 +138,7 @@ class Op:
 
 
 STEP_CLONE: int = lib.nsr_step_clone()
+STEP_EXEC: int = lib.nsr_step_exec()
 
 
 def version() -> str:

@@ -381,6 +381,8 @@ const struct nsr_seccomp_rule *nsr_seccomp_rule(uint32_t i);
 
 /* nsr_diag.step of a clone that was refused. */
 int nsr_step_clone(void);
+/* That of a command that can't be executed in a sandbox that is there. */
+int nsr_step_exec(void);
 /* The version of landlock(7) that this kernel has; 0 or -errno: none. */
 int nsr_landlock_abi(void);
 
