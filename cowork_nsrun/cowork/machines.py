@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
+from cowork_nsrun.aside import to_its_end
 from cowork_nsrun.cowork.backends import Command, End, Running, Start
 from cowork_nsrun.cowork.log import log
 from cowork_nsrun.cowork.namespaces import egress_of, log_decision
@@ -30,8 +30,6 @@ IDLE_MAX = 4
 MIB = 1 << 20
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 HELD = "microVM"
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -310,7 +308,7 @@ class MachineBackend:
         self, command: Command, translation: Translation, egress: Egress | None
     ) -> Running:
         begin = partial(self._begin, command, translation, egress)
-        running = InMachine(await _to_its_end(begin, _Begun.close))
+        running = InMachine(await to_its_end(begin, _Begun.close))
         try:
             await running.connect()
         except BaseException:
@@ -357,15 +355,3 @@ def _run(machine: Machine, translation: Translation, way: _Way | None) -> GuestC
         return machine.run(translation, settings, outlet=None if way is None else way.hand_over)
     except NsrunError as error:
         raise machine.explain(error) from None
-
-
-async def _to_its_end(work: Callable[[], T], undo: Callable[[T], None]) -> T:
-    """Work in a thread; if this is cancelled meanwhile, what came of it is undone."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait((task,))
-        if not task.cancelled() and task.exception() is None:
-            await asyncio.to_thread(undo, task.result())
-        raise

@@ -492,9 +492,7 @@ class Command(Closing):
         else:
             self._failure = NsrunError(f"the agent sends a frame that nobody knows: {kind}")
 
-    def _end(
-        self, status: int, flags: int, cpu_ns: int, peak: int, oom_kills: int, _: int
-    ) -> None:
+    def _end(self, status: int, flags: int, cpu_ns: int, peak: int, oom_kills: int, _: int) -> None:
         if status > _HIGHEST_STATUS:
             self._failure = NsrunError(f"the agent tells of an exit status of {status}")
             return
