@@ -70,16 +70,14 @@ def doubt(error: NsrunError) -> None:
 
 def _choice(plan: Plan) -> Selection | None:
     """What was selected; None: this process has to try."""
-    if plan.by_name and plan.backend == Backend.KVM:
-        return _selected_by_name(os.getpid(), os.geteuid(), plan.backend).require()
-    word = "" if plan.by_name else os.environ.get(VARIABLE, "").lower()
-    uid = os.geteuid()
-    ask = _late_refusal(uid) or _doubted(os.getpid(), uid).is_set()
-    if word in _NAMESPACES and not ask:
+    pid, uid = os.getpid(), os.geteuid()
+    word = os.environ.get(VARIABLE, "").lower()
+    ours = plan.backend == Backend.NAMESPACES if plan.by_name else word in _NAMESPACES
+    if ours and not _late_refusal(uid) and not _doubted(pid, uid).is_set():
         return None
     if plan.by_name:
-        return _selected_by_name(os.getpid(), uid, plan.backend).require()
-    return _selected(os.getpid(), uid, word).require()
+        return _selected_by_name(pid, uid, plan.backend).require()
+    return _selected(pid, uid, word).require()
 
 
 def begin(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
