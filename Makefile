@@ -66,7 +66,7 @@ check: ## Lint, formatting, types
 	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run
 	@shellcheck -s dash tests/kvmbed/init tests/kvmbed/main
 
-fuzz: ## Fuzz the parser and the reader of plans, FUZZ_ARGS="--time 600" for longer
+fuzz: ## Fuzz what reads others' bytes, FUZZ_ARGS="--time 600" for longer
 	@scripts/setup fuzz
 	@fuzz/run $(FUZZ_ARGS)
 

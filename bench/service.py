@@ -34,7 +34,7 @@ END = "<!-- service: end -->"
 SERVICE, BWRAP = "nsrun serve", "bwrap, asyncio subprocess"
 CHUNK = 65536
 LINES = "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done"
-BULK = "head -c 67108864 /dev/zero | tr '\\\\0' x"
+BULK = "head -c 67108864 /dev/zero | tr '\\0' x"
 SESSIONS = 8
 FIRST = "request to the first output, ms"
 EXIT = "request to the exit, ms"

@@ -295,3 +295,9 @@ def test_the_service_is_measured() -> None:
     assert set(found) == set(service.ROWS)
     for columns in found.values():
         assert all(value > 0 for who in (service.SERVICE, service.BWRAP) for value in columns[who])
+
+
+def test_the_bulk_is_text() -> None:
+    """Each NUL would be six characters of JSON."""
+    ran = subprocess.run(["sh", "-c", f"{service.BULK} | tr -d x"], capture_output=True, check=True)
+    assert (ran.stdout, ran.stderr) == (b"", b"")

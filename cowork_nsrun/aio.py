@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cowork_nsrun._native import Flow
+from cowork_nsrun.aside import to_its_end
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import Ending, Handle, start
@@ -420,7 +421,7 @@ async def _begin(
             handle, plan = work()
         else:
             # it waits for the network: not in the loop's thread
-            handle, plan = await _start_aside(work)
+            handle, plan = await to_its_end(work, lambda started: started[0].close())
     except BaseException:
         ends.close()
         raise
@@ -443,17 +444,6 @@ def _start(
         enforced.give_back()
         raise
     return start(plan, ends.stdio, enforced.enforcement), plan
-
-
-async def _start_aside(work: Callable[[], tuple[Handle, Plan]]) -> tuple[Handle, Plan]:
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait((task,))
-        if not task.cancelled() and task.exception() is None:
-            await asyncio.to_thread(task.result()[0].close)
-        raise
 
 
 async def run(

@@ -23,7 +23,7 @@ from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.link import CLONE_NEWNET, Link
 from cowork_nsrun.outlet import Outlet
 from cowork_nsrun.plan import Extras, Plan
-from cowork_nsrun.runner import BY_GUEST, BY_MACHINE, IN_PROCESS, begin
+from cowork_nsrun.runner import BY_GUEST, BY_MACHINE, IN_PROCESS, begin, doubt
 from cowork_nsrun.teardown import teardown
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ class Handle:
             except NsrunError as error:
                 self._outcome.error = error
                 self._child.signal(signal.SIGKILL)
+                doubt(error)
                 return True
             self._note_start()
             if ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -51,15 +52,40 @@ def _selected_by_name(_pid: int, _uid: int, backend: str) -> Selection:
     return select(backend)
 
 
+@cache
+def _doubted(_pid: int, _uid: int) -> threading.Event:
+    """Set once a sandbox could not be set up: from then on it is asked before, not tried."""
+    return threading.Event()
+
+
+def doubt(error: NsrunError) -> None:
+    """A sandbox could not be set up: what starts the next one is chosen by new probes.
+
+    Those alone tell whether it was for this plan or for what runs it.
+    """
+    if error.step == _native.STEP_EXEC:
+        return
+    forget()
+    _selected.cache_clear()
+    _selected_by_name.cache_clear()
+    _doubted(os.getpid(), os.geteuid()).set()
+
+
+def _worth_a_try(pid: int, uid: int) -> bool:
+    """Namespaces are not asked about before: a clone tells as much."""
+    return not _late_refusal(uid) and not _doubted(pid, uid).is_set()
+
+
 def _choice(plan: Plan) -> Selection | None:
     """What was selected; None: this process has to try."""
-    if plan.by_name and plan.backend == Backend.KVM:
-        return _selected_by_name(os.getpid(), os.geteuid(), plan.backend).require()
-    word = "" if plan.by_name else os.environ.get(VARIABLE, "").lower()
-    uid = os.geteuid()
-    if word in _NAMESPACES and not _late_refusal(uid):
+    pid, uid = os.getpid(), os.geteuid()
+    word = os.environ.get(VARIABLE, "").lower()
+    ours = plan.backend == Backend.NAMESPACES if plan.by_name else word in _NAMESPACES
+    if ours and _worth_a_try(pid, uid):
         return None
-    return _selected(os.getpid(), uid, word).require()
+    if plan.by_name:
+        return _selected_by_name(pid, uid, plan.backend).require()
+    return _selected(pid, uid, word).require()
 
 
 def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
@@ -71,10 +97,10 @@ def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
     """
     if backend != "auto":
         return backend == Backend.KVM
-    word, uid = os.environ.get(VARIABLE, "").lower(), os.geteuid()
-    if not probe and word in _NAMESPACES and not _late_refusal(uid):
+    word, pid, uid = os.environ.get(VARIABLE, "").lower(), os.getpid(), os.geteuid()
+    if not probe and word in _NAMESPACES and _worth_a_try(pid, uid):
         return False
-    return _selected(os.getpid(), uid, word).backend is Backend.KVM
+    return _selected(pid, uid, word).backend is Backend.KVM
 
 
 def begin(
@@ -102,14 +128,18 @@ def begin(
             if error.step != _native.STEP_CLONE:
                 raise
             log.info("namespaces are refused to this process: %s", error)
-            choice = _instead(error)
-    return _by(choice, plan, stdio)
+            choice = _instead(error, plan)
+    try:
+        return _by(choice, plan, stdio)
+    except NsrunError as error:
+        doubt(error)
+        raise
 
 
-def _instead(error: NsrunError) -> Selection:
+def _instead(error: NsrunError, plan: Plan) -> Selection:
     """What can run it although this process can't."""
     forget()
-    choice = select()
+    choice = select(plan.backend if plan.by_name else None)
     if choice.backend is None or choice.runner in {None, Runner.PROCESS}:
         raise NsrunError(
             f"{error.text}. See 'nsrun doctor'.",

@@ -5,10 +5,9 @@
 writes DIRECTORY/argv/N (words, each with its NUL), DIRECTORY/plan/N (the
 same as the plan's bytes, by the program TOWRITE) and DIRECTORY/hand/N (the
 message of csrc/core/hand.h for such commands), DIRECTORY/vsock/N (what a
-driver and a host do, as fuzz/vsock.c reads it); for virtqueue and mmio
-queues that a driver could have made, for snapshot saved machines.
 driver and a host do, as fuzz/vsock.c reads it); for virtqueue, mmio and
-net queues that a driver could have made.
+net queues that a driver could have made, for snapshot saved machines, for
+outlet what programs and a host do with a way out, for kernel ELF files.
 """
 
 from __future__ import annotations
@@ -262,6 +261,34 @@ def agents() -> list[bytes]:
     return found + [struct.pack("<4I16s", 0x4152534E, 2, role, 0, b"t") for role in range(6)]
 
 
+#: actions of fuzz/outlet.c, each with a peer and a number
+O_FDS, O_CONNECT, O_COME, O_SAY, O_TAKE, O_SHUT, O_LEAVE, O_TURN, O_TIME, O_FILL, O_END = range(11)
+O_CLOSE = 11
+HOST, SETTLED = 9, (O_TURN, 0, 0)
+
+
+def carried(program: int, host: int) -> list[tuple[int, int, int]]:
+    """A program that connects, and the host that comes for it."""
+    return [(O_CONNECT, program, program), SETTLED, (O_COME, host, 0), SETTLED]
+
+
+def outlets() -> Iterator[bytes]:
+    """As fuzz/outlet.c reads them."""
+    begin = [(O_FDS, 0, 2), SETTLED]
+    both_say = [(O_SAY, 0, 200), (O_SAY, HOST, 255), SETTLED, (O_TAKE, 0, 0), (O_TAKE, HOST, 0)]
+    for how in (0, 1, 2, 3, 5, 0x80, 0x82, 0x42):
+        yield bytes(sum([(O_FDS, 0, how), SETTLED, (O_FDS, 0, 2), *carried(0, HOST)], ()))
+    for last in ((O_SHUT, 0, 1), (O_SHUT, HOST, 1), (O_SHUT, HOST, 0), (O_LEAVE, 0, 0),
+                 (O_LEAVE, HOST, 0), (O_END, 0, 0), (O_CLOSE, 0, 255)):  # fmt: skip
+        steps = [*begin, *carried(0, HOST), *both_say, last, *both_say, (O_TIME, 0, 60)]
+        yield bytes(sum(steps, ()))
+    # more than are carried at one time, nobody comes, then no room to tell of them
+    many = [(O_CONNECT, number, 1) for number in range(20)]
+    for middle in ([(O_TIME, 0, 200)], [(O_FILL, 0, 1), SETTLED, (O_FILL, 0, 0), (O_TIME, 0, 9)]):
+        steps = [*begin, *many, *middle, SETTLED, (O_COME, HOST, 3), (O_COME, 8, 3), SETTLED]
+        yield bytes(sum(steps, ()))
+
+
 def saved_device(status: int, ready: int) -> bytes:
     """The random number device, by its registers, its one queue and no state of its own."""
     registers = struct.pack("<6I2QBI", 4, status, 1, 0, 0, 0, 1 << 32, 1 << 32, status == 15, 1)
@@ -324,12 +351,34 @@ FRAMES = (
 )  # fmt: skip
 
 
+def kernel(segments: Sequence[tuple[int, int, int, int]], size: int) -> bytes:
+    """An ELF of x86-64 with segments of (offset, address, bytes in the file, in memory)."""
+    head = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    head += struct.pack("<HHIQQQI6H", 2, 62, 1, 0x100000, 64, 0, 0, 64, 56, len(segments), 0, 0, 0)
+    for at, address, stored, whole in segments:
+        head += struct.pack("<II6Q", 1, 7, at, address, address, stored, whole, 4096)
+    return head.ljust(size, b"k")
+
+
+#: copied, mapped page by page, with zeros behind it, two that overlap, out of bounds
+KERNELS = (
+    kernel([(0x100, 0x100000, 500, 500)], 0x400),
+    kernel([(0x1000, 0x101000, 0x2800, 0x2800)], 0x3800),
+    kernel([(0x1234, 0x101234, 0x2000, 0x9000)], 0x3400),
+    kernel([(0x1000, 0x200000, 0x1000, 0x1000), (0x1800, 0x200800, 0x1000, 0x4000)], 0x3000),
+    kernel([(0x1000, 0x3FF000, 0x1000, 0x1001)], 0x2000),
+    kernel([(0x1000, 2**64 - 0x1000, 0x1000, 0x1000), (2**63, 0x100000, 1, 1)], 0x2000),
+    kernel([], 0x200),
+)
+
+
 def main(directory: Path, towrite: Path) -> int:
     made: dict[str, Iterable[bytes]] = {
         "argv": (),
         "plan": (),
         "hand": (hand(*parts) for parts in HANDS),
         "agent": agents(),
+        "outlet": outlets(),
         "virtqueue": virtqueues(),
         "mmio": mmios(),
         "snapshot": snapshots(),
@@ -337,6 +386,7 @@ def main(directory: Path, towrite: Path) -> int:
         "net": NETS,
         "reach": FRAMES,
         "fuse": map(fuse, FUSES),
+        "kernel": KERNELS,
     }
     for name, inputs in made.items():
         (directory / name).mkdir(parents=True, exist_ok=True)

@@ -141,6 +141,7 @@ class Op:
 
 
 STEP_CLONE: int = lib.nsr_step_clone()
+STEP_EXEC: int = lib.nsr_step_exec()
 
 
 def version() -> str:

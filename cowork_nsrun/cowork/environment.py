@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 TOKEN = "CLAUDE_CODE_OAUTH_TOKEN"
 TERM = "xterm-256color"
-VARIABLES_MAX = 4096
 
 # A command that finds these believes that it runs inside of another one.
 _NEVER = frozenset({"CLAUDECODE", "ELECTRON_RUN_AS_NODE", "ELECTRON_NO_ASAR"})

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
+from cowork_nsrun.aside import to_its_end
 from cowork_nsrun.cowork.backends import Command, End, Running, Start
 from cowork_nsrun.cowork.log import log
 from cowork_nsrun.cowork.namespaces import egress_of, log_decision
@@ -33,8 +32,6 @@ MIB = 1 << 20
 LIMIT = 1 << 18  # bytes that a reader holds before the command is made to wait
 HELD = "microVM"
 
-T = TypeVar("T")
-
 
 @dataclass(slots=True, eq=False)
 class _Kept:
@@ -53,15 +50,27 @@ class _Kept:
         return self.machine.alive and (same or (self.users > 0 and self.network == network))
 
 
-class Machines:
-    """The machines of all sessions; for any thread."""
+@dataclass(slots=True, eq=False)
+class _Door:
+    """Where the commands of one session come in, one at a time, as long as there are any."""
 
-    def __init__(self) -> None:
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    comers: int = 0
+    ends: int = 0  # of the session, since the first of them came
+
+
+class Machines:
+    """The machines of all sessions; for any thread.
+
+    Arguments:
+        boot: what makes a machine for a command, with a network or without, in use by one.
+    """
+
+    def __init__(self, boot: Callable[[Command, bool], _Kept] | None = None) -> None:
+        self._boot = boot or _boot
         self._lock = threading.Lock()
-        self._booting: dict[str, threading.Lock] = {}
+        self._doors: dict[str, _Door] = {}
         self._kept: dict[str, list[_Kept]] = {}
-        self._ended_all = 0
-        self._ended: Counter[str] = Counter()
 
     def enter(self, command: Command, network: bool) -> _Kept:
         """The session's machine, booted if it is not there, until :meth:`leave`.
@@ -69,21 +78,29 @@ class Machines:
         Raises:
             NsrunError: it can't be had.
         """
-        with self._lock:
-            booting = self._booting.setdefault(command.session, threading.Lock())
-        with booting:
+        with self._door(command.session) as door, door.turn:
             kept = self._find(command, network)
             if kept is None:
-                before = self._ends(command.session)
-                kept = _boot(command, network)
+                before = door.ends
+                kept = self._boot(command, network)
                 with self._lock:
                     # a session that ended meanwhile keeps it for this command alone
-                    if before == self._ends(command.session):
+                    if before == door.ends:
                         self._kept.setdefault(command.session, []).append(kept)
             return kept
 
-    def _ends(self, session: str) -> tuple[int, int]:
-        return self._ended_all, self._ended[session]
+    @contextmanager
+    def _door(self, session: str) -> Iterator[_Door]:
+        with self._lock:
+            door = self._doors.setdefault(session, _Door())
+            door.comers += 1
+        try:
+            yield door
+        finally:
+            with self._lock:
+                door.comers -= 1
+                if not door.comers:
+                    del self._doors[session]
 
     def _find(self, command: Command, network: bool) -> _Kept | None:
         """What there is; the session's machines that can't be used any more are ended."""
@@ -100,6 +117,12 @@ class Machines:
         for kept in ended:
             kept.machine.close()
         return found
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The sessions of which there is anything: a machine, or a command that wants one."""
+        with self._lock:
+            return frozenset(self._kept) | frozenset(self._doors)
 
     def _has(self, kept: _Kept) -> bool:
         return kept in self._kept.get(kept.session, ())
@@ -128,10 +151,9 @@ class Machines:
     def end(self, session: str | None) -> None:
         """A session is over, with whatever runs in it; None: all are."""
         with self._lock:
-            if session is None:
-                self._ended_all += 1
-            else:
-                self._ended[session] += 1
+            for name, door in self._doors.items():
+                if session in {None, name}:
+                    door.ends += 1
             names = list(self._kept) if session is None else [session]
             ended = [kept for name in names for kept in self._kept.pop(name, ())]
         for kept in ended:
@@ -287,7 +309,7 @@ class MachineBackend:
         self, command: Command, translation: Translation, egress: Egress | None
     ) -> Running:
         begin = partial(self._begin, command, translation, egress)
-        running = InMachine(await _to_its_end(begin, _Begun.close))
+        running = InMachine(await to_its_end(begin, _Begun.close))
         try:
             await running.connect()
         except BaseException:
@@ -334,15 +356,3 @@ def _run(machine: Machine, translation: Translation, way: _Way | None) -> GuestC
         return machine.run(translation, settings, outlet=None if way is None else way.hand_over)
     except NsrunError as error:
         raise machine.explain(error) from None
-
-
-async def _to_its_end(work: Callable[[], T], undo: Callable[[T], None]) -> T:
-    """Work in a thread; if this is cancelled meanwhile, what came of it is undone."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait((task,))
-        if not task.cancelled() and task.exception() is None:
-            await asyncio.to_thread(undo, task.result())
-        raise

@@ -53,6 +53,7 @@ _NUMBER = struct.Struct("=I")
 _FETCHED = 512
 _TIMED_OUT = 1
 _LONGEST_ANSWER = 64 << 10
+_HIGHEST_STATUS = 255
 
 Connect = Callable[[int], socket.socket]
 Outlet = Callable[[socket.socket], None]
@@ -490,14 +491,21 @@ class Command(Closing):
         if kind == _Type.STARTED and len(payload) == _STARTED.size:
             (self.pid,) = _STARTED.unpack(payload)
         elif kind == _Type.EXITED and len(payload) == _EXITED.size:
-            self._status, flags, cpu_ns, peak, oom_kills, refused = _EXITED.unpack(payload)
-            self.usage = Usage(cpu_ns, peak, oom_kills, refused, bool(flags & _TIMED_OUT))
+            self._end(payload)
         elif kind == _Type.OUTGOING and len(payload) == _NUMBER.size and self.fetch:
             self.fetch.begin(*_NUMBER.unpack(payload))
         elif kind == _Type.FAILED and len(payload) >= _FAILED.size:
             self._failure = _failure(payload)
         else:
             self._failure = NsrunError(f"the agent sends a frame that nobody knows: {kind}")
+
+    def _end(self, payload: bytes) -> None:
+        status, flags, cpu_ns, peak, oom_kills, refused = _EXITED.unpack(payload)
+        if status > _HIGHEST_STATUS:
+            self._failure = NsrunError(f"the agent tells of an exit status of {status}")
+            return
+        self.usage = Usage(cpu_ns, peak, oom_kills, refused, bool(flags & _TIMED_OUT))
+        self._status = status
 
     def _answer(self, end: float | None) -> tuple[int, bytes]:
         """The next frame."""

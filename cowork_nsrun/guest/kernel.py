@@ -108,7 +108,7 @@ def _newest(paths: Iterator[Path]) -> list[Path]:
 
     def version(path: Path) -> list[tuple[bool, int, str]]:
         parts = re.findall(r"\d+|\D+", str(path))
-        return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+        return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
     try:
         return sorted(paths, key=version, reverse=True)

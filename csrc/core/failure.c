@@ -21,6 +21,11 @@ int nsr_step_clone(void)
 	return NSR_STEP_CLONE;
 }
 
+int nsr_step_exec(void)
+{
+	return NSR_STEP_EXEC;
+}
+
 struct text {
 	char *at;
 	size_t left;

@@ -115,6 +115,45 @@ static int open_told(int pid, int parent)
 	return fd;
 }
 
+static int is_program(const struct nsr_ctx *ctx)
+{
+	return !ctx->share_vm;
+}
+
+/* Pid 1 of the sandbox: of its own pid namespace, or its first process. */
+static int first_pidfd(const struct nsr_child *child)
+{
+	return child->inner_pidfd >= 0 ? child->inner_pidfd : child->pidfd;
+}
+
+static int signal_payload(const struct nsr_child *child, const struct nsr_ctx *ctx,
+			  int signal_number)
+{
+	int fd, ret;
+
+	if (!ctx->facts.with_reaper)
+		return (int)SYS4(SYS_pidfd_send_signal, first_pidfd(child), signal_number, 0, 0);
+	/* its parent is pid 1, which is the started process or that one's child */
+	fd = (int)SYS2(SYS_pidfd_open, child->payload_pid, 0);
+	if (fd < 0)
+		return -ESRCH;
+	ret = nsr_parent_of(child->payload_pid);
+	if (ret != child->pid && (ret < 0 || nsr_parent_of(ret) != child->pid))
+		ret = -ESRCH;
+	else
+		ret = (int)SYS4(SYS_pidfd_send_signal, fd, signal_number, 0, 0);
+	close(fd);
+	return ret;
+}
+
+/* What was sent before the payload's pid was known. */
+static void send_early(struct nsr_child *child, const struct nsr_ctx *ctx)
+{
+	for (int number = 1; child->early; number++, child->early >>= 1)
+		if (child->early & 1)
+			signal_payload(child, ctx, number);
+}
+
 /* The plan may be gone by then, as it may be when a child is closed. */
 static void take_exit(struct nsr_child *child, const struct nsr_ctx *ctx,
 		      const struct nsr_record *record)
@@ -141,6 +180,7 @@ static int take(struct nsr_child *child, struct nsr_ctx *ctx, struct nsr_record 
 	case NSR_RECORD_EXEC:
 		child->exec_ns = record->value;
 		child->payload_pid = record->pid;
+		send_early(child, ctx);
 		return 0;
 	case NSR_RECORD_TIMEOUT:
 		child->timed_out = 1;
@@ -188,12 +228,6 @@ int nsr_child_read(struct nsr_child *child, struct nsr_diag *diag)
 	return ret;
 }
 
-/* Pid 1 of the sandbox: of its own pid namespace, or its first process. */
-static int first_pidfd(const struct nsr_child *child)
-{
-	return child->inner_pidfd >= 0 ? child->inner_pidfd : child->pidfd;
-}
-
 /* Pid 1 sends it to all, unless a filter that isn't ours may forbid it that. */
 static int can_ask_reaper(const struct nsr_child *child, const struct nsr_ctx *ctx)
 {
@@ -206,23 +240,17 @@ static int can_ask_reaper(const struct nsr_child *child, const struct nsr_ctx *c
 	       !(n[NSR_FLAGS] & NSR_AS_PID_1) && nsr_plan_seccomp_is_ours(ctx->plan);
 }
 
-static int signal_payload(struct nsr_child *child, const struct nsr_ctx *ctx, int signal_number)
+/* Until a record tells who the payload is. */
+static int keep_early(struct nsr_child *child, const struct nsr_ctx *ctx, int signal_number)
 {
-	int fd, ret;
-
-	if (!ctx->facts.with_reaper)
-		return (int)SYS4(SYS_pidfd_send_signal, first_pidfd(child), signal_number, 0, 0);
-	/* its parent is pid 1, which is the started process or that one's child */
-	fd = (int)SYS2(SYS_pidfd_open, child->payload_pid, 0);
-	if (fd < 0)
+	/* a sandbox that waits for its command has nobody to get it */
+	if (child->park_fd >= 0)
 		return -ESRCH;
-	ret = nsr_parent_of(child->payload_pid);
-	if (ret != child->pid && (ret < 0 || nsr_parent_of(ret) != child->pid))
-		ret = -ESRCH;
-	else
-		ret = (int)SYS4(SYS_pidfd_send_signal, fd, signal_number, 0, 0);
-	close(fd);
-	return ret;
+	/* a program always tells, others if they are asked to */
+	if (!is_program(ctx) && !ctx->report_exec && ctx->stub_fd < 0)
+		return -ENOTSUP;
+	child->early |= 1ULL << (signal_number - 1);
+	return 0;
 }
 
 static int send_order(struct nsr_child *child, const void *order, size_t len)
@@ -245,11 +273,6 @@ int nsr_child_deadline(struct nsr_child *child, int64_t milliseconds)
 	if (milliseconds <= 0 || milliseconds > NSR_MAX_TIMEOUT_MS)
 		return -EINVAL;
 	return can_ask_reaper(child, ctx) ? send_order(child, &order, sizeof(order)) : -ENOTSUP;
-}
-
-static int is_program(const struct nsr_ctx *ctx)
-{
-	return !ctx->share_vm;
 }
 
 /* The program tells pid 1 right after its clone; without that word there is no pid 1. */
@@ -292,9 +315,12 @@ int nsr_child_signal(struct nsr_child *child, int signal_number)
 	}
 	if (child->exit_ns)
 		return -ESRCH;
-	if (!can_ask_reaper(child, ctx))
-		return signal_payload(child, ctx, signal_number);
-	return send_order(child, &order, sizeof(order));
+	if (can_ask_reaper(child, ctx))
+		return send_order(child, &order, sizeof(order));
+	/* of a first process that is the payload the kernel keeps it: all are blocked till then */
+	if (!child->payload_pid && (is_program(ctx) || ctx->facts.with_reaper))
+		return keep_early(child, ctx, signal_number);
+	return signal_payload(child, ctx, signal_number);
 }
 
 /* --- a parked sandbox gets its command ------------------------------------------------- */

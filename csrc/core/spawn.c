@@ -36,7 +36,6 @@ enum { SIGSET_BYTES = 8, CLOSE_RANGE_CLOEXEC_BIT = 4 };
 extern const uint8_t nsr_reaper_elf[];
 extern const uint8_t nsr_reaper_elf_end[];
 
-
 static int64_t now(void)
 {
 	struct timespec ts;
@@ -51,11 +50,11 @@ static int needs_program(const struct nsr_plan *plan)
 		NSR_USERNS_FD, NSR_USERNS2_FD, NSR_PIDNS_FD, NSR_USERNS_BLOCK_FD,
 		NSR_INFO_FD, NSR_JSON_STATUS_FD, NSR_REPORT_FD, NSR_LIFE_FD,
 	};
-	const int64_t alone = NSR_AS_PID_1 | NSR_DIE_WITH_PARENT;
+	const int64_t flags = plan->number[NSR_FLAGS], alone = NSR_AS_PID_1 | NSR_DIE_WITH_PARENT;
 
 	/* without a reaper only a parent-death signal is left, and that follows a thread */
-	if (plan->list[NSR_CGROUPS].n || plan->number[NSR_FLAGS] & NSR_ON_HOST || (plan->number[NSR_FLAGS] & alone) == alone ||
-	    (plan->number[NSR_FLAGS] & NSR_AS_PID_1 && plan->number[NSR_TIMEOUT_MS]))
+	if (plan->list[NSR_CGROUPS].n || flags & NSR_ON_HOST || (flags & alone) == alone ||
+	    (flags & NSR_AS_PID_1 && plan->number[NSR_TIMEOUT_MS]))
 		return 1;
 	for (size_t i = 0; i < sizeof(not_here) / sizeof(not_here[0]); i++)
 		if (plan->number[not_here[i]] != -1)
@@ -399,7 +398,6 @@ int nsr_spawn(const struct nsr_plan *plan, const int stdio[3], struct nsr_child 
 		ret = start(ctx, plan, stdio, child, diag);
 	return finish(ctx, ret, saved_errno, child);
 }
-
 
 /* --- by the nsrun program -------------------------------------------------------------- */
 

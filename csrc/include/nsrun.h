@@ -74,7 +74,7 @@ enum nsr_plan_flag {
 	NSR_DEFAULT_SIGNALS = 1 << 11, /* SIGPIPE, SIGXFSZ back to their defaults */
 	NSR_TERMINAL = 1 << 12,     /* stdin is the payload's controlling terminal */
 	NSR_PARKED = 1 << 13,       /* the command comes later, see nsr_child_hand */
-	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted, and exec_ns before the end */
+	NSR_TELL_EXEC = 1 << 14,    /* exec_fd is wanted; exec_ns and payload_pid before the end */
 	NSR_LANDLOCK = 1 << 15,     /* a second wall around what the mounts allow */
 	NSR_ON_HOST = 1 << 16,      /* no namespaces: the host backend */
 	NSR_UNCONFINED = 1 << 17,   /* ... and no Landlock either */
@@ -226,6 +226,7 @@ struct nsr_child {
 	int exec_fd;                /* ends once the exec has succeeded, or failed; -1: untold */
 	int parked;                 /* it is ready for one */
 	int payload_pid;            /* as the caller sees it; 0: not known */
+	uint64_t early;             /* signals for it that wait until it is; bit n - 1: signal n */
 	int64_t start_ns;           /* just before the clone, or the hand-over */
 	int64_t exec_ns;            /* just before the payload's exec; 0: not yet */
 	int64_t exit_ns;            /* when its end was learnt; 0: not yet */
@@ -261,8 +262,10 @@ int nsr_child_read(struct nsr_child *child, struct nsr_diag *diag);
 /*
  * Send a signal to every process of a sandbox with a pid namespace of its own;
  * to the payload alone where there is none, or where a seccomp program may
- * forbid pid 1 to do it.  0 or -errno, -ESRCH: it has ended.  SIGKILL goes to
- * pid 1 and so always reaches all.
+ * forbid pid 1 to do it.  0 or -errno, -ESRCH: it has ended, or waits for its
+ * command; -ENOTSUP: the payload's pid is needed, and NSR_TELL_EXEC not set.
+ * SIGKILL goes to pid 1 and so always reaches all.  What is for a payload that
+ * is not there yet waits for it, and is sent by nsr_child_read.
  */
 int nsr_child_signal(struct nsr_child *child, int signal_number);
 
@@ -378,6 +381,8 @@ const struct nsr_seccomp_rule *nsr_seccomp_rule(uint32_t i);
 
 /* nsr_diag.step of a clone that was refused. */
 int nsr_step_clone(void);
+/* That of a command that can't be executed in a sandbox that is there. */
+int nsr_step_exec(void);
 /* The version of landlock(7) that this kernel has; 0 or -errno: none. */
 int nsr_landlock_abi(void);
 

@@ -5,9 +5,10 @@
  *   nsrun-reaper PAYLOAD STATUS RELEASE LIFE SECCOMP OWNER MILLISECONDS
  *
  * A pid, fds, enum nsr_owner_flag, the time that there is; an empty word stands
- * for "none", 0 for no end of time.  The process that execs this shared its memory with the program that wanted the
- * sandbox: from here on there is nothing of that program in it.  No libc: it is
- * embedded in the library and started for each sandbox.
+ * for "none", 0 for no end of time.  The process that execs this shared its
+ * memory with the program that wanted the sandbox: from here on there is nothing
+ * of that program in it.  No libc: it is embedded in the library and started for
+ * each sandbox.
  */
 #include "owner.h"
 #include "reaper_loop.h"

@@ -7,7 +7,7 @@ import socket
 from types import TracebackType
 from typing import Any, Self
 
-PATIENCE = 30.0  # seconds until a silent service fails a test
+PATIENCE = 120.0  # seconds until a silent service fails a test; a machine boots in an emulated bed
 NO_ID = object()
 
 

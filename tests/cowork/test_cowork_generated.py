@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from cowork_fixtures import Daemon, Start
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cowork_nsrun.cowork import protocol
+from cowork_nsrun.cowork import config, protocol
+from cowork_nsrun.cowork.config import UserMounts
 from cowork_nsrun.cowork.frames import BODY_MAX, FrameReader, FrameTooLong, frame
 from cowork_nsrun.cowork.paths import PathError, Paths, is_within
 
@@ -54,6 +56,60 @@ def _cut(data: bytes, at: list[int]) -> Iterator[bytes]:
     places = sorted({place % (len(data) + 1) for place in at})
     for begin, end in zip([0, *places], [*places, len(data)], strict=True):
         yield data[begin:end]
+
+
+PLACES = st.sampled_from(
+    [
+        "/",
+        "/opt",
+        "/proc/self",
+        "//dev",
+        "/sys/../proc",
+        "HOME/w",
+        "HOME/../x",
+        "x",
+        "",
+        "/\0",
+        "\ud800",
+    ]
+) | st.text(max_size=12)
+ENTRIES = st.lists(
+    PLACES | st.fixed_dictionaries({"src": PLACES, "dst": PLACES}) | values, max_size=6
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(read_only=ENTRIES | values, writable=ENTRIES | values, disabled=ENTRIES | values)
+def test_the_users_own_mounts(
+    tmp_path: Path, read_only: object, writable: object, disabled: object
+) -> None:
+    """Whatever it holds: nothing of the kernel's files, and none but the home's to write to."""
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    section = {
+        "additionalROBinds": read_only,
+        "additionalBinds": writable,
+        "disabledDefaultBinds": disabled,
+    }
+    text = json.dumps({"preferences": {"coworkBwrapMounts": section}})
+    file = tmp_path / "config.json"
+    file.write_text(text.replace("HOME", str(home)))
+    found = config.load(file, Paths.of_home(home))
+    for bind in (*found.read_only, *found.writable):
+        for path in (bind.source, bind.dest):
+            assert path.startswith("/")
+            places = {os.path.normpath(path).replace("//", "/"), os.path.realpath(path)}
+            assert not any(is_within(p, k) for p in places for k in ("/proc", "/dev", "/sys"))
+            assert "/" not in places
+    assert all(is_within(os.path.realpath(bind.source), str(home)) for bind in found.writable)
+    assert not found.disabled & {"/", "/proc", "/dev"}
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_as_the_users_file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any-bytes.json"
+    file.write_bytes(data)
+    assert config.load(file, Paths.of_home("/nonexistent")) == UserMounts()
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(0), max_size=20))

@@ -99,6 +99,15 @@ def test_a_kernel_with_its_modules(system: System) -> None:
         assert all(names.index(other) < names.index(name) for other in DEPENDENCIES[name].split())
 
 
+def test_names_that_look_like_numbers(system: System) -> None:
+    names = ["6\u00b2", "6.9", "6.10", "\u0663", ""]
+    for name in names:
+        system.kernel("6.1.0-test", f"/boot/vmlinuz-{name}")
+    found = [kernel.path.name.removeprefix("vmlinuz-") for kernel in system.found()]
+    assert sorted(found) == sorted(names)
+    assert found.index("6.10") < found.index("6.9")
+
+
 def test_modules_of_a_network_card(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(system.root / "cache"))
     agent = system.file("/nsrun-agent", elf(b"agent"))

@@ -73,6 +73,11 @@ STEPS = (
     # root: a name server has port 53
     Step("net-root", ("tests/guest/test_network.py",)),
     Step("egress-root", ("tests/guest/test_egress.py",), Job((), timeout_s=900)),
+    Step(
+        "egress-user",
+        ("tests/guest/test_egress.py",),
+        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
+    ),
     Step("agent-root", ("tests/guest/test_agent_guest.py",)),
     Step("limits-root", (LIMITS,)),
     Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),

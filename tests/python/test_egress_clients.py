@@ -214,7 +214,8 @@ ATTACKS = {
     """,
     "udp": """
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)
-        s.sendto(b"hello", ("127.0.0.1", UDP)); s.recv(9); print("REACHED")
+        # connected, so that it is told of a port where nobody is: udp(7)
+        s.connect(("127.0.0.1", UDP)); s.send(b"hello"); s.recv(9); print("REACHED")
     """,
     "udp to the host": """
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)

@@ -27,7 +27,7 @@ from egress_fixtures import (
     read_until,
     server,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cowork_nsrun import NsrunError
@@ -53,6 +53,7 @@ RULES = EgressRules(
     ]
 )
 RESET = struct.pack("ii", 1, 0)
+GOOD_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
 
 
 def names() -> Names:
@@ -646,6 +647,43 @@ def test_any_bytes_are_answered_or_closed(fuzzed: Proxied, data: bytes) -> None:
     assert answer == b"" or answer.startswith((b"HTTP/1.1 ", b"\5"))
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    answer=st.one_of(
+        st.binary(max_size=200),
+        st.lists(
+            st.sampled_from(
+                [b"HTTP/1.1 200 OK", b"HTTP/1.1 204 X", b"HTTP/1.0 ", b"HTTP/1.1 100 ", b"101",
+                 b"\r\n", b"\r\n\r\n", b"Content-Length: 3", b"Content-Length: -1", b"abc",
+                 b"3\r\nabc\r\n", b"0\r\n\r\n", b"Transfer-Encoding: chunked", b"\0",
+                 b"ffffffffffffffffff\r\n", b"Connection: close", b"Connection: upgrade",
+                 b"Proxy-Authenticate: x", b" ", b":"]
+            ),
+            max_size=20,
+        ).map(b"".join),
+    )
+)  # fmt: skip
+@example(answer=GOOD_ANSWER)
+def test_any_answer_of_a_server_is_passed_on_or_an_error(fuzzed: Proxied, answer: bytes) -> None:
+    """A server may say what it likes: its client hears HTTP, or the end."""
+
+    def say(sock: socket.socket) -> None:
+        read_until(sock, b"\r\n\r\n")
+        sock.sendall(answer)
+
+    with server(say) as port, fuzzed.connect() as sock:
+        target = f"http://server.test:{port}/"
+        try:
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: server.test:{port}\r\n\r\n".encode())
+            sock.shutdown(socket.SHUT_WR)
+            heard = read_all(sock)
+        except ConnectionError:
+            return
+    assert heard == b"" or heard.startswith(b"HTTP/1.1 ")
+    assert answer != GOOD_ANSWER or heard.endswith(b"abc"), "control"
+    assert b"Proxy-Authenticate" not in heard.partition(b"\r\n\r\n")[0]
+
+
 @pytest.fixture(scope="module")
 def fuzzed() -> Iterator[Proxied]:
     failures: list[logging.LogRecord] = []
@@ -656,7 +694,7 @@ def fuzzed() -> Iterator[Proxied]:
 
     logger = logging.Logger("fuzzed")
     logger.addHandler(Keep(level=logging.WARNING))
-    with Proxied(EgressRules(), logger=logger) as made:
+    with Proxied(RULES, names(), logger=logger) as made:
         yield made
         # nothing was raised out, and it still serves
         assert made.ask(b"CONNECT a.test:1 HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 403")

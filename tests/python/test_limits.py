@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cowork_nsrun import NsrunError, SpecError
+from cowork_nsrun import NsrunError, SpecError, janitor
 from cowork_nsrun.limits import LIMITS, PARENT_VARIABLE, Cgroup, Cgroups, LimitError
 from cowork_nsrun.places import (
     Missing,
@@ -576,19 +576,20 @@ def test_another_janitor_takes_over(cgroups: Cgroups, lack: Lack) -> None:
     assert soon(lambda: made_by(process.pid) == [])
 
 
-def test_a_stopped_janitor_is_replaced(lack: Lack) -> None:
+def test_a_stopped_janitor_is_replaced(lack: Lack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "PATIENCE", 2.0)
     with Cgroups() as cgroups:
         need(cgroups, lack, "pids")
         cgroups.open(pids=8).close()
-        janitor = has_janitor(cgroups)
-        os.kill(janitor, signal.SIGSTOP)
+        stopped = has_janitor(cgroups)
+        os.kill(stopped, signal.SIGSTOP)
         # until its queue is full and its owner has lost patience
         for _ in range(2000):
             cgroups.open(pids=8).close()
-            if has_janitor(cgroups) != janitor:
+            if has_janitor(cgroups) != stopped:
                 break
-        assert has_janitor(cgroups) != janitor
-        assert soon(lambda: not running(janitor))
+        assert has_janitor(cgroups) != stopped
+        assert soon(lambda: not running(stopped))
 
 
 def test_a_fork_that_lives_on_does_not_keep_them(cgroups: Cgroups, lack: Lack) -> None:

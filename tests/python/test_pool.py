@@ -200,9 +200,11 @@ def stubs() -> list[int]:
     mine = set(children())
     found = []
     for pid in processes_with("nsrun-stub"):
-        stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        if int(stat[1]) in mine or pid in mine:
-            found.append(pid)
+        # it may go at any moment
+        with suppress(FileNotFoundError, ProcessLookupError):
+            stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            if int(stat[1]) in mine or pid in mine:
+                found.append(pid)
     return found
 
 

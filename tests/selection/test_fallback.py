@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostlib import becomes
-from worlds import SANDBOX, Tools, World
+from worlds import GID, SANDBOX, UID, Tools, World
 
 from cowork_nsrun import Bind, File, Plan, Sandbox, Tmpfs
 
+HERE = Path(__file__).parent
 LARGE = bytes(range(256)) * 800  # more than a pipe holds
 ALLOW = struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
 # getppid fails with EBADMSG: ld nr; jeq getppid; ret errno; ret allow
@@ -30,6 +34,9 @@ DENY_GETPPID = b"".join(
     ]
 )
 TOLD = re.compile(rb"nsrun: own namespaces are refused \(.+\); run by /[^\n]+/bwrap\n")
+
+# a fresh /proc is refused where something of the old one is hidden
+MASKED = "mount -t tmpfs -o ro mask /proc/irq"
 
 
 @pytest.fixture
@@ -201,7 +208,7 @@ def test_user_namespace_by_name_is_not_taken_for_granted(world: World, tools: To
 
 def test_too_late_to_hand_over(tools: Tools, set_user_id: Path) -> None:
     """What is refused after the clone: the sandbox has read from the fds already."""
-    world = World(script="mount -t tmpfs -o ro mask /proc/irq", bwrap=set_user_id)
+    world = World(script=MASKED, bwrap=set_user_id)
     command = ["cat", "/proc/1/comm"]
     assert world.probe(tools)["selection"]["backend"] == "bwrap"
     ended = world.run(tools, [tools.nsrun, *SANDBOX, *command])
@@ -210,6 +217,37 @@ def test_too_late_to_hand_over(tools: Tools, set_user_id: Path) -> None:
     assert ended.stderr.decode().endswith(f"; {program}\n"), ended
     ended = world.run(tools, [tools.nsrun, "--backend", "bwrap", *SANDBOX, *command])
     assert ended.stdout == b"bwrap\n", ended
+
+
+def twice(world: World, tools: Tools, backend: str) -> list[dict[str, str]]:
+    """What comes of two runs of one Python program."""
+    program = [sys.executable, "-I", HERE / "twice_as_user.py", UID, GID, backend]
+    ended = world.run(tools, program, root=True)
+    assert ended.returncode == 0, ended
+    found: list[dict[str, str]] = json.loads(ended.stdout)
+    return found
+
+
+def test_too_late_for_this_one_but_not_for_the_next(tools: Tools, set_user_id: Path) -> None:
+    """From Python: the first failure makes the program ask who can."""
+    first, second = twice(World(script=MASKED, bwrap=set_user_id), tools, "auto")
+    assert "/proc" in first["error"]
+    assert second == {"backend": "namespaces (bwrap)", "seen": "bwrap"}
+
+
+def test_too_late_and_nobody_else_can(tools: Tools) -> None:
+    first, second = twice(World(script=MASKED), tools, "auto")
+    assert "/proc" in first["error"]
+    assert "no backend can run here" in second["error"]
+    assert "See 'nsrun doctor'" in second["error"]
+
+
+@pytest.mark.parametrize("how", [{"script": MASKED}, {"limit": 0}], ids=["late", "at the clone"])
+def test_python_asked_for_our_namespaces_takes_no_other(
+    tools: Tools, set_user_id: Path, how: dict[str, Any]
+) -> None:
+    for found in twice(World(bwrap=set_user_id, **how), tools, "namespaces"):
+        assert "error" in found
 
 
 def test_never_without_being_asked_as_bwrap(world: World, tools: Tools, set_user_id: Path) -> None:
