@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number
+from cowork_nsrun.by_keeper import Keeper
 from cowork_nsrun.denies import Placeholders
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.link import CLONE_NEWNET, Link
 from cowork_nsrun.outlet import Outlet
-from cowork_nsrun.plan import Extras, Plan
+from cowork_nsrun.plan import Extras, Plan, milliseconds
 from cowork_nsrun.runner import BY_MACHINE, IN_PROCESS, begin
 from cowork_nsrun.teardown import teardown
 
@@ -428,11 +429,8 @@ class Handle:
         """
         self._check_owner()
         with self._lock:
-            if self.ended or not self._child.hand(command.native, stdio):
-                return False
-            if timeout is not None:
-                self._child.deadline(max(1, round(timeout * 1000)))
-            return True
+            deadline = None if timeout is None else milliseconds(timeout)
+            return not self.ended and self._child.hand(command.native, stdio, deadline)
 
     def __del__(self) -> None:
         outcome = getattr(self, "_outcome", None)
@@ -467,17 +465,24 @@ def seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else min(LONGEST_POLL, deadline - time.monotonic())
 
 
-def _begin(plan: Plan, stdio: Stdio, link: Link | None) -> tuple[_native.Child, str]:
+def _begin(
+    plan: Plan, stdio: Stdio, link: Link | None, keeper: Keeper | None
+) -> tuple[_native.Child, str]:
     if link is None:
-        return begin(plan, stdio)
+        return begin(plan, stdio, keeper)
     # the network's namespace is there: what the link's thread starts is in it
     rest = plan.native.number(Number.UNSHARE) & ~CLONE_NEWNET
     joined = plan.with_extras(Extras(numbers={Number.UNSHARE: rest}))
     return link.start(lambda: begin(joined, stdio))
 
 
-def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
+def start(
+    plan: Plan, stdio: Stdio, enforcement: Enforcement, keeper: Keeper | None = None
+) -> Handle:
     """Start a plan by whoever may; see :mod:`cowork_nsrun.runner`.
+
+    Arguments:
+        keeper: makes microVMs that wait for their command.
 
     Raises:
         NsrunError: it can't be started; what it has outside is given back then.
@@ -485,7 +490,7 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
     teardown().sweep()
     child: _native.Child | None = None
     try:
-        child, backend = _begin(plan, stdio, enforcement.link)
+        child, backend = _begin(plan, stdio, enforcement.link, keeper)
         if enforcement.outlet is not None:
             enforcement.outlet.open(of_machine=backend == BY_MACHINE)
         return Handle(child, enforcement, backend)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cowork_nsrun import _native
 from cowork_nsrun.by_bwrap import BwrapChild
+from cowork_nsrun.by_keeper import Keeper, ParkedMachine
 from cowork_nsrun.by_machine import MachineChild
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.plan import Extras, Plan
@@ -59,8 +60,13 @@ def _choice(plan: Plan) -> Selection | None:
     return _selected(os.getpid(), uid, word).require()
 
 
-def begin(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+def begin(
+    plan: Plan, stdio: tuple[int, int, int], keeper: Keeper | None = None
+) -> tuple[_native.Child, str]:
     """Start a plan; returns the child, and what runs it.
+
+    Arguments:
+        keeper: makes the microVM of a plan that waits for its command.
 
     Raises:
         NsrunError: nothing here can run it.
@@ -76,7 +82,7 @@ def begin(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
                 raise
             log.info("namespaces are refused to this process: %s", error)
             choice = _instead(error)
-    return _by(choice, plan, stdio)
+    return _by(choice, plan, stdio, keeper)
 
 
 def _instead(error: NsrunError) -> Selection:
@@ -110,7 +116,9 @@ def _by_program(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child,
     return child, plan.native.describe_host() if on_host else BY_PROGRAM
 
 
-def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+def _by(
+    choice: Selection, plan: Plan, stdio: tuple[int, int, int], keeper: Keeper | None
+) -> tuple[_native.Child, str]:
     if choice.runner is Runner.PROGRAM:
         return _by_program(plan, stdio)
     if choice.backend is Backend.HOST:
@@ -119,9 +127,19 @@ def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_na
         child = BwrapChild()
         child.start_bwrap(plan, stdio)
         return child, BY_BWRAP
+    if plan.flags & _native.PlanFlag.PARKED:
+        return _parked(plan, keeper), BY_MACHINE
     machine = MachineChild()
     machine.start_machine(plan, stdio)
     return machine, BY_MACHINE
+
+
+def _parked(plan: Plan, keeper: Keeper | None) -> ParkedMachine:
+    if keeper is None:
+        raise NsrunError("a microVM in a network of its own (veth) can't be made ahead")
+    machine = ParkedMachine()
+    machine.start_parked(plan, keeper)
+    return machine
 
 
 def _for_host(plan: Plan) -> Plan:

@@ -186,7 +186,7 @@ class Machine(Closing):
             NsrunError: the guest can't be given it.
         """
         return self.agent.start(
-            translation.plan(self._shared(translation.exports)),
+            translation.plan(self.share(translation.exports)),
             settings,
             stdin=stdin,
             stdout=stdout,
@@ -195,8 +195,12 @@ class Machine(Closing):
             outlet=outlet,
         )
 
-    def _shared(self, exports: tuple[Export, ...]) -> int:
-        """The number of the first of them; what was shared before is not shared again."""
+    def share(self, exports: tuple[Export, ...]) -> int:
+        """The number of the first of them; what was shared before is not shared again.
+
+        Raises:
+            NsrunError: the monitor refuses them, or is gone.
+        """
         with self._sharing:
             if exports and exports not in self._numbers:
                 try:
