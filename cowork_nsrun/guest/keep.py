@@ -18,9 +18,11 @@ from dataclasses import dataclass, fields
 from cowork_nsrun._native import Number
 from cowork_nsrun.by_keeper import ANSWER, DEADLINE, TAKEN
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.guest import cache
 from cowork_nsrun.guest.agent import Command
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.exec import Streams, Teller, read_plan, run_in, stand_for
+from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Machine
 from cowork_nsrun.guest.standin import Forwarding
@@ -60,6 +62,8 @@ def keep(control: socket.socket) -> int:
     """Fork as often as is asked, until the other end is gone; returns the exit status."""
     # looked for once, for all
     find_beside("nsrun-vmm")
+    choice = _Choice()
+    choice.kernel()
     gc.collect()
     gc.freeze()
     come, numbers = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -76,8 +80,32 @@ def keep(control: socket.socket) -> int:
             place = _asked(control)
             if place is None:
                 return 0
+            kernel = choice.kernel()
             if not _fork(control, place):
-                return _begin(place)
+                return _begin(place, kernel)
+
+
+class _Choice:
+    """The kernel of all machines; it is looked for again when its files have changed."""
+
+    def __init__(self) -> None:
+        self._found: Kernel | None = None
+        self._files: list[str] = []
+
+    def kernel(self) -> Kernel | None:
+        """None: there is none that is fit, of which the machine's own process tells."""
+        try:
+            if self._found is None or self._files != _identities(self._found):
+                self._found = choose()
+                self._files = _identities(self._found)
+        except (NsrunError, OSError):
+            self._found = None
+        return self._found
+
+
+def _identities(kernel: Kernel) -> list[str]:
+    files = (kernel.path, *kernel.modules, *(kernel.network or ()))
+    return [cache.identity(path) for path in files]
 
 
 def _reap(come: int) -> None:
@@ -118,27 +146,27 @@ def _fork(control: socket.socket, place: Place) -> int:
     return pid
 
 
-def _begin(place: Place) -> int:
+def _begin(place: Place, kernel: Kernel | None) -> int:
     """Be the process of one machine; comes back if it could not be had."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     try:
         # nothing is left to do, and an interpreter takes its time to end
-        os._exit(_stand(place))
+        os._exit(_stand(place, kernel))
     except NsrunError as error:
         Teller(place.status).failure(error)
         return FAILED
 
 
-def _stand(place: Place) -> int:
+def _stand(place: Place, kernel: Kernel | None) -> int:
     os.fchdir(place.directory)
     tell = Teller(place.status)
     plan = read_plan(place.plan).with_extras(Extras(numbers={Number.LISTEN_FD: place.outlet}))
     with Forwarding() as forwarding:
         forwarding.watch(place.life)
         parked = translate(plan)
-        with Machine(network=parked.network) as machine:
+        with Machine(kernel, network=parked.network) as machine:
             try:
                 machine.wait_ready()
                 machine.share(parked.exports)

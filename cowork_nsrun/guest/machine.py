@@ -65,7 +65,7 @@ class Machine(Closing):
     """A guest with an agent.  It ends with this object, and with this process.
 
     Arguments:
-        kernel: an image to boot; by default the first fit one that is found.
+        kernel: what to boot, or its image; by default the first fit one that is found.
         size: memory and processors.
         network: whether it reaches what this process reaches.
         loopback: and the host's 127.0.0.1, as 10.0.2.2.
@@ -79,14 +79,15 @@ class Machine(Closing):
 
     def __init__(
         self,
-        kernel: str | Path | None = None,
+        kernel: Kernel | str | Path | None = None,
         size: Size | None = None,
         *,
         network: bool = False,
         loopback: bool = False,
     ) -> None:
         size = size or Size()
-        found, agent = choose(kernel), find_beside("nsrun-agent")
+        found = kernel if isinstance(kernel, Kernel) else choose(kernel)
+        agent = find_beside("nsrun-agent")
         with ExitStack() as on_error, view_file(()) as view:
             self._loopback = loopback
             self.network = Network(loopback=loopback) if network else None
