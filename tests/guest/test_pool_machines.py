@@ -154,7 +154,7 @@ def test_what_can_t_be() -> None:
         assert caught.value.errno == errno.ENOENT
         assert pool.stats().handed == 1
     with Pool(SPEC.bind("/dev/kvm", "/dev/kvm"), 1) as pool:
-        with pytest.raises(NsrunError, match="/dev/kvm is a device"):
+        with pytest.raises(NsrunError, match="/dev/kvm is of the host"):
             pool.run(["true"])
         while not pool.stats().failed:
             time.sleep(0.02)
