@@ -163,7 +163,7 @@ class ParkedMachine(MachineChild):
     @property
     def parked(self) -> bool:
         """Waits for its command."""
-        return self._parked
+        return self._pid > 0
 
     def hand(
         self, command: _native.Plan, stdio: tuple[int, int, int], deadline: int | None

@@ -34,7 +34,8 @@ class MachineChild(_native.Child):
         self._process: subprocess.Popen[bytes] | None = None
         self._status = self._life = self._pidfd = -1
         self._heard = b""
-        self._started = self._parked = False
+        self._started = False
+        self._pid = 0
         self._ending: dict[str, Any] = {}
 
     def start_machine(self, plan: Plan, stdio: tuple[int, int, int]) -> None:
@@ -54,7 +55,8 @@ class MachineChild(_native.Child):
                     pass_fds=[data, status, life, *plan.fds],
                     start_new_session=True,
                 )
-                self._pidfd = os.pidfd_open(self._process.pid)
+                self._pid = self._process.pid
+                self._pidfd = os.pidfd_open(self._pid)
         except OSError as error:
             self.close()
             raise NsrunError(f"can't start a microVM: {error}", errno=error.errno or 0) from error
@@ -131,7 +133,7 @@ class MachineChild(_native.Child):
             if "started" in record:
                 self._started = True
             elif "parked" in record:
-                self._parked = True
+                self._pid = int(record["parked"])
             else:
                 self._ending = record
         return self._status < 0
@@ -162,7 +164,7 @@ class MachineChild(_native.Child):
     @property
     def pid(self) -> int:
         """Of the process that stands for the command: what it is in the guest means nothing."""
-        return self._process.pid if self._process is not None and self._started else 0
+        return self._pid if self._started else 0
 
     @property
     def usage(self) -> tuple[int, int]:

@@ -134,10 +134,12 @@ class _Store:
         try:
             handle = self._park()
         except (NsrunError, OSError, MemoryError) as error:
-            log.warning("can't make a sandbox ahead: %s", error)
             with self._lock:
+                if self._closed:
+                    return
                 self._counts["failed"] += 1
                 self._retry_at = time.monotonic() + RETRY_AFTER
+            log.warning("can't make a sandbox ahead: %s", error)
             return
         with self._lock:
             if not self._closed and len(self._parked) < self._size:

@@ -170,7 +170,7 @@ def _stand(place: Place, kernel: Kernel | None) -> int:
             try:
                 machine.wait_ready()
                 machine.share(parked.exports)
-                tell({"parked": True})
+                tell({"parked": os.getpid()})
                 with _started(place, plan, parked, machine) as command:
                     return stand_for(command, machine, forwarding, tell)
             except NsrunError as error:

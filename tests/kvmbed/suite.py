@@ -61,7 +61,7 @@ STEPS = (
     Step("pool-root", ("tests/guest/test_pool_machines.py",), Job((), timeout_s=1800)),
     Step(
         "pool-user",
-        ("tests/guest/test_pool_machines.py",),
+        ("tests/guest/test_pool_machines.py", "--every=3"),
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=1800),
     ),
     Step(
