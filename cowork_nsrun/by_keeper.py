@@ -1,7 +1,7 @@
-"""A pool's microVMs: processes that have a machine ready, and wait for its command.
+"""A pool's microVMs: machines that are ready, and wait for their commands.
 
-One process of the pool's, ``nsrun vm keep``, loads what they need and forks one of them for each
-machine.  From its command on it is what ``nsrun vm exec`` is, with the same two pipes.
+One process of the pool's, ``nsrun vm keep``, has them made and holds them.  From the command on a
+process stands for it as ``nsrun vm exec`` does, with the same two pipes.
 """
 
 from __future__ import annotations
@@ -25,21 +25,19 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.program import find_program
 
-#: the keeper's answer: 0 and a pidfd, or an errno
-ANSWER = struct.Struct("=i")
 #: with a command: milliseconds until its deadline; 0: it has none
 DEADLINE = struct.Struct("=Q")
-#: a parked machine's answer to its command: it is the sandbox that was asked for
-TAKEN = b"\1"
+#: the answer to a command, with a pidfd: the pid of the process that stands for it from now on
+TAKEN = struct.Struct("=i")
 #: seconds in which a keeper has seen that its owner is gone
 PATIENCE = 5.0
 
 
 class Keeper(Closing):
-    """The process that a pool's machines are forked from.
+    """The process that holds a pool's machines.
 
     It is started by the first :meth:`park`, and again if it is gone; it ends with this object,
-    and with this process.  Its machines end by themselves.
+    and with this process.  Machines that wait end with it, those with a command do not.
     """
 
     def __init__(self) -> None:
@@ -48,33 +46,31 @@ class Keeper(Closing):
         self._process: subprocess.Popen[bytes] | None = None
         _living.add(self)
 
-    def park(self, fds: Sequence[int]) -> int:
-        """Have a machine made.
+    def park(self, fds: Sequence[int]) -> None:
+        """Have a machine made; what comes of it is told by the status pipe among these.
 
         Arguments:
             fds: see :class:`cowork_nsrun.guest.keep.Place`.
 
-        Returns:
-            A pidfd of the process that stands for it, the caller's to close.
-
         Raises:
-            NsrunError: no process can be made.
+            NsrunError: the process ends at once.
+            OSError: it can't be started, or the request can't be sent.
         """
         with self._lock:
-            control = self._control or self._start()
-            try:
-                socket.send_fds(control, [b"\0"], list(fds))
-                data, given, _, _ = socket.recv_fds(
-                    control, ANSWER.size, 1, socket.MSG_CMSG_CLOEXEC
-                )
-            except OSError:
-                data, given = b"", []
-            if len(data) != ANSWER.size:
+            if self._control is not None and self._send(self._control, fds):
+                return
+            self._end()
+            if not self._send(self._start(), fds):
                 raise NsrunError(f"nsrun vm keep ended with status {self._end()}")
-        (number,) = ANSWER.unpack(data)
-        if number or not given:
-            raise NsrunError(f"nsrun vm keep can't fork: {os.strerror(number)}", errno=number)
-        return given[0]
+
+    @staticmethod
+    def _send(control: socket.socket, fds: Sequence[int]) -> bool:
+        """False if nobody is there any more."""
+        try:
+            socket.send_fds(control, [b"\0"], list(fds))
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -129,7 +125,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class ParkedMachine(MachineChild):
-    """A machine that waits for its command; its process is a child of the keeper's."""
+    """A machine that waits for its command; a process stands for it once that has come."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +148,7 @@ class ParkedMachine(MachineChild):
                 here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 theirs.callback(os.close, here)
                 fds = [*ends, line.fileno(), here]
-                self._pidfd = keeper.park(fds if outlet < 0 else [*fds, outlet])
+                keeper.park(fds if outlet < 0 else [*fds, outlet])
         except OSError as error:
             self.close()
             raise NsrunError(f"can't make a microVM: {error}", errno=error.errno or 0) from error
@@ -163,7 +159,7 @@ class ParkedMachine(MachineChild):
     @property
     def parked(self) -> bool:
         """Waits for its command."""
-        return self._pid > 0
+        return self._parked
 
     def hand(
         self, command: _native.Plan, stdio: tuple[int, int, int], deadline: int | None
@@ -172,16 +168,24 @@ class ParkedMachine(MachineChild):
         line, self._line = self._line, None
         if line is None:
             return False
-        with line:
-            try:
+        try:
+            with line:
                 data = plan_file(command.write())
                 try:
                     socket.send_fds(line, [DEADLINE.pack(deadline or 0)], [data, *stdio])
                 finally:
                     os.close(data)
-                return line.recv(len(TAKEN)) == TAKEN
-            except OSError:
-                return False
+                said, given, _, _ = socket.recv_fds(line, TAKEN.size, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return False
+        if len(said) != TAKEN.size or not given:
+            return False
+        (self._pid,) = TAKEN.unpack(said)
+        self._pidfd = given[0]
+        return True
+
+    def _over(self) -> bool:
+        return self._pidfd < 0 or super()._over()
 
     def _code(self) -> int:
         return -signal.SIGKILL
@@ -193,11 +197,24 @@ class ParkedMachine(MachineChild):
     def signal(self, number: int) -> bool:
         """SIGKILL ends the machine; another signal goes to every process of the command."""
         self._killed |= number == signal.SIGKILL
-        return super().signal(number)
+        if self._pidfd >= 0:
+            return super().signal(number)
+        if number == signal.SIGKILL:
+            self._let_go()
+        return self._status >= 0
+
+    def _let_go(self) -> None:
+        """Who makes it or holds it sees that, and ends it."""
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     def close(self) -> None:
-        """End the machine and wait for its process's end."""
-        if self._pidfd >= 0 and self.signal(signal.SIGKILL):
+        """End the machine, and wait for the end of the process that stands for its command."""
+        if self.signal(signal.SIGKILL) and self._pidfd >= 0:
             poller = select.poll()
             poller.register(self._pidfd, select.POLLIN)
             poller.poll()
@@ -205,7 +222,5 @@ class ParkedMachine(MachineChild):
 
     def forget(self) -> None:
         """Give the descriptors back, and kill nothing."""
+        self._let_go()
         super().forget()
-        if self._line is not None:
-            self._line.close()
-            self._line = None

@@ -34,7 +34,7 @@ class MachineChild(_native.Child):
         self._process: subprocess.Popen[bytes] | None = None
         self._status = self._life = self._pidfd = -1
         self._heard = b""
-        self._started = False
+        self._started = self._parked = False
         self._pid = 0
         self._ending: dict[str, Any] = {}
 
@@ -133,7 +133,7 @@ class MachineChild(_native.Child):
             if "started" in record:
                 self._started = True
             elif "parked" in record:
-                self._pid = int(record["parked"])
+                self._parked = True
             else:
                 self._ending = record
         return self._status < 0
@@ -175,12 +175,12 @@ class MachineChild(_native.Child):
         """SIGKILL ends the machine; another signal goes to every process of the command."""
         if self._pidfd < 0 or self._over():
             return False
-        if number == signal.SIGKILL:
-            signal.pidfd_send_signal(self._pidfd, number)
-            return True
         try:
-            os.write(self._life, bytes([number]))
-        except BrokenPipeError:
+            if number == signal.SIGKILL:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
+                os.write(self._life, bytes([number]))
+        except (BrokenPipeError, ProcessLookupError):
             return False
         return True
 

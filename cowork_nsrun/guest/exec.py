@@ -22,7 +22,7 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command, Outlet, Settings
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.limits import Limits
-from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.guest.machine import Guest, Machine, Size
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.standin import Forwarding, relay
 from cowork_nsrun.outlet import hand_over_to
@@ -152,7 +152,7 @@ def _umask() -> int:
     return 0o077
 
 
-def run_in(machine: Machine, translation: Translation, limits: Limits, streams: Streams) -> Command:
+def run_in(machine: Guest, translation: Translation, limits: Limits, streams: Streams) -> Command:
     """Start a plan in a machine that is ready.
 
     Raises:
@@ -171,7 +171,7 @@ def run_in(machine: Machine, translation: Translation, limits: Limits, streams: 
     )
 
 
-def stand_for(command: Command, machine: Machine, forwarding: Forwarding, tell: Teller) -> int:
+def stand_for(command: Command, machine: Guest, forwarding: Forwarding, tell: Teller) -> int:
     """Be the command's process here until it has ended; returns its exit status.
 
     Raises:
@@ -201,7 +201,7 @@ class Streams:
 
     Attributes:
         there: which of them the caller left open.
-        terminal: all are one terminal, or several.
+        terminal: all three are terminals.
     """
 
     there: tuple[bool, bool, bool]

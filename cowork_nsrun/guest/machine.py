@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,112 +62,26 @@ class Size:
         return self.cpus or min(CPUS, len(os.sched_getaffinity(0)))
 
 
-class Machine(Closing):
-    """A guest with an agent.  It ends with this object, and with this process.
+class Guest(Closing):
+    """A machine with an agent.  It ends with this object, and with this process.
 
     Arguments:
-        kernel: what to boot, or its image; by default the first fit one that is found.
-        size: memory and processors.
-        network: whether it reaches what this process reaches.
-        loopback: and the host's 127.0.0.1, as 10.0.2.2.
-
-    It is a clone of a template, if there is one; else it boots, and once it is ready becomes
-    the template of those that come after it.
-
-    Raises:
-        NsrunError: there is no fit kernel, or it can't be started.
+        monitor: its own from now on.
+        network: the same; None: it has none.
+        shared: what has been shared already, with the number of the first of them.
     """
 
     def __init__(
         self,
-        kernel: Kernel | str | Path | None = None,
-        size: Size | None = None,
-        *,
-        network: bool = False,
-        loopback: bool = False,
+        monitor: Monitor,
+        network: Network | None = None,
+        shared: Mapping[tuple[Export, ...], int] | None = None,
     ) -> None:
-        size = size or Size()
-        found = kernel if isinstance(kernel, Kernel) else choose(kernel)
-        agent = find_beside("nsrun-agent")
-        with ExitStack() as on_error, view_file(()) as view:
-            self._loopback = loopback
-            self.network = Network(loopback=loopback) if network else None
-            on_error.callback(self._close_network)
-            settings = MonitorSettings(
-                memory_mib=size.memory(),
-                cpus=size.processors(),
-                cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
-                shares={_TAG: view},
-                network=self.network,
-            )
-            self._template: str | None = template.key(found, agent, settings)
-            self.monitor = self._restored(settings) or self._booted(found, agent, settings)
-            on_error.pop_all()
-        self.agent = Agent(self.monitor.connect)
+        self.monitor = monitor
+        self.network = network
+        self.agent = Agent(monitor.connect)
         self._sharing = threading.Lock()
-        self._numbers: dict[tuple[Export, ...], int] = {}
-
-    def _booted(self, kernel: Kernel, agent: Path, settings: MonitorSettings) -> Monitor:
-        with prepare(kernel, agent, network=self.network is not None) as image:
-            return Monitor(image, replace(settings, network=self.network))
-
-    def _restored(self, settings: MonitorSettings) -> Monitor | None:
-        """A clone, or None; then a template is wanted."""
-        assert self._template is not None
-        file = cache.found(template.KIND, self._template)
-        if file is None:
-            return None
-        with file:
-            monitor = template.Template(file, settings).restore()
-        try:
-            monitor.wait_running()
-        except GuestError as error:
-            log.warning("a template is of no use, and is removed: %s", error)
-            cache.drop(template.KIND, self._template)
-            monitor.close()
-            if self.network is not None:
-                # the one that there was went with the monitor
-                self.network.close()
-                self.network = Network(loopback=self._loopback)
-            return None
-        self._template = None
-        return monitor
-
-    def _keep(self) -> None:
-        """It is as new: others can begin here."""
-        key, self._template = self._template, None
-        if key is None:
-            return
-        try:
-            cache.keep(template.KIND, key, self._save)
-        except GuestError as error:
-            log.info("no template was made: %s", error)
-
-    def _save(self, file: BinaryIO) -> None:
-        template.Template.save(self.monitor, file)
-
-    def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
-        """Wait until the agent listens.
-
-        Raises:
-            GuestError: the guest died, or took too long.
-        """
-        end = time.monotonic() + timeout
-        tries = 0
-        while True:
-            try:
-                self.agent.info()
-            except StreamRefused:
-                if time.monotonic() > end:
-                    raise GuestError(
-                        f"the guest's agent was not there after {timeout:g} seconds",
-                        self.monitor.console,
-                    ) from None
-            else:
-                self._keep()
-                return
-            time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
-            tries += 1
+        self._numbers = dict(shared or {})
 
     def run(
         self,
@@ -245,3 +160,109 @@ class Machine(Closing):
     def _close_network(self) -> None:
         if self.network is not None:
             self.network.close()
+
+
+class Machine(Guest):
+    """A guest that is made here.
+
+    Arguments:
+        kernel: what to boot, or its image; by default the first fit one that is found.
+        size: memory and processors.
+        network: whether it reaches what this process reaches.
+        loopback: and the host's 127.0.0.1, as 10.0.2.2.
+
+    It is a clone of a template, if there is one; else it boots, and once it is ready becomes
+    the template of those that come after it.
+
+    Raises:
+        NsrunError: there is no fit kernel, or it can't be started.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel | str | Path | None = None,
+        size: Size | None = None,
+        *,
+        network: bool = False,
+        loopback: bool = False,
+    ) -> None:
+        size = size or Size()
+        found = kernel if isinstance(kernel, Kernel) else choose(kernel)
+        agent = find_beside("nsrun-agent")
+        with ExitStack() as on_error, view_file(()) as view:
+            self._loopback = loopback
+            self.network = Network(loopback=loopback) if network else None
+            on_error.callback(self._close_network)
+            settings = MonitorSettings(
+                memory_mib=size.memory(),
+                cpus=size.processors(),
+                cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
+                shares={_TAG: view},
+                network=self.network,
+            )
+            self._template: str | None = template.key(found, agent, settings)
+            monitor = self._restored(settings) or self._booted(found, agent, settings)
+            on_error.pop_all()
+        super().__init__(monitor, self.network)
+
+    def _booted(self, kernel: Kernel, agent: Path, settings: MonitorSettings) -> Monitor:
+        with prepare(kernel, agent, network=self.network is not None) as image:
+            return Monitor(image, replace(settings, network=self.network))
+
+    def _restored(self, settings: MonitorSettings) -> Monitor | None:
+        """A clone, or None; then a template is wanted."""
+        assert self._template is not None
+        file = cache.found(template.KIND, self._template)
+        if file is None:
+            return None
+        with file:
+            monitor = template.Template(file, settings).restore()
+        try:
+            monitor.wait_running()
+        except GuestError as error:
+            log.warning("a template is of no use, and is removed: %s", error)
+            cache.drop(template.KIND, self._template)
+            monitor.close()
+            if self.network is not None:
+                # the one that there was went with the monitor
+                self.network.close()
+                self.network = Network(loopback=self._loopback)
+            return None
+        self._template = None
+        return monitor
+
+    def _keep(self) -> None:
+        """It is as new: others can begin here."""
+        key, self._template = self._template, None
+        if key is None:
+            return
+        try:
+            cache.keep(template.KIND, key, self._save)
+        except GuestError as error:
+            log.info("no template was made: %s", error)
+
+    def _save(self, file: BinaryIO) -> None:
+        template.Template.save(self.monitor, file)
+
+    def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
+        """Wait until the agent listens.
+
+        Raises:
+            GuestError: the guest died, or took too long.
+        """
+        end = time.monotonic() + timeout
+        tries = 0
+        while True:
+            try:
+                self.agent.info()
+            except StreamRefused:
+                if time.monotonic() > end:
+                    raise GuestError(
+                        f"the guest's agent was not there after {timeout:g} seconds",
+                        self.monitor.console,
+                    ) from None
+            else:
+                self._keep()
+                return
+            time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
+            tries += 1
