@@ -272,9 +272,9 @@ class Pool(Closing):
     or directory is not the one any more that it was.  What the host mounts below a bound
     directory after a sandbox was parked is not seen in it.
 
-    With backend ``kvm`` it is a microVM with its agent running and the spec's files shared, and
-    a process that stands for it; the command gets the time and fresh random numbers as in any
-    other.  The kernel is looked for once, user and umask are those of the pool's first machine.
+    With backend ``kvm`` it is a microVM with its agent running and the spec's files shared,
+    held by a process of the pool's; a command gets the time and fresh random numbers as in any
+    other.  User, umask and environment of that process are those of the first machine's time.
     A spec with descriptors or a ``veth`` network is refused.
 
     Use it as a context manager, or close it.  Any thread may use it; a forked copy of

@@ -22,7 +22,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from cowork_nsrun._native import Number
@@ -111,6 +111,7 @@ class _Made:
 class _Making:
     place: Place
     gift: socket.socket
+    made: _Made | None = None
 
     @property
     def fd(self) -> int:
@@ -120,6 +121,8 @@ class _Making:
     def close(self) -> None:
         """What waits for it is told by that."""
         self.gift.close()
+        if self.made is not None:
+            self.made.close()
         self.place.close()
 
 
@@ -213,7 +216,10 @@ class _Keeper:
         return None
 
     def _take(self, making: _Making) -> None:
-        """What a maker gives away; if it ends without, it has told why, or it stays."""
+        """What a maker gives away, and its end: until then its thread reads what monitors say.
+
+        If it ends without, it has told why; with a network it goes on by itself.
+        """
         try:
             data, fds, _, _ = socket.recv_fds(
                 making.gift, _GIFT, _GIVEN, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
@@ -222,12 +228,16 @@ class _Keeper:
             return
         except ConnectionError:
             data, fds = b"", []
-        self._let_go(making)
-        making.gift.close()
-        if len(fds) != _GIVEN:
-            making.place.close()
+        if data:
+            made = _Made(**json.loads(data), fds=tuple(fds))
+            self._kept[making.fd] = replace(making, made=made)
             return
-        self._keep(_Parked(making.place, _Made(**json.loads(data), fds=tuple(fds))))
+        self._let_go(making)
+        if making.made is None:
+            making.close()
+            return
+        making.gift.close()
+        self._keep(_Parked(making.place, making.made))
         Teller(making.place.status)({"parked": True})
 
     def _hand_on(self, parked: _Parked) -> Work | None:
