@@ -142,9 +142,9 @@ def pools(payload: Path, rounds: int, machines: int) -> Pooled:
 
 
 def memory_of_parked(spec: Sandbox, machines: int) -> float:
-    """MiB of a pool's machine, with the process that stands for it."""
+    """MiB of a pool's machine, and what the process that holds it has for it."""
     with Pool(spec, machines + 1) as pool:
-        # the process that forks them is there once
+        # that process is there once
         while not pool.stats().parked:
             time.sleep(0.01)
         before, already = free_bytes(), pool.stats().parked
@@ -194,9 +194,9 @@ def main() -> int:
     for name, times in (("restore", restores), ("fork", forks)):
         say(f"stock: {name} / cold boot", statistics.median(times), cold, 0.10, "ms")
     say("stock: memory of a waiting machine", memory, None, 3.0, "MiB")
-    say("stock: from a pool / restore", parked.pooled, statistics.median(restores), 1.0, "ms")
-    say("stock: Pool.popen() / popen()", parked.pooled, parked.fresh, 0.1, "ms")
-    say("stock: memory of a pool's machine", parked.memory, None, 6.0, "MiB")
+    say("stock: Pool.popen() / cold boot", parked.pooled, cold, 0.10, "ms")
+    say("stock: Pool.popen() / popen() of a restored one", parked.pooled, parked.fresh, 0.25, "ms")
+    say("stock: memory of a pool's machine that waits", parked.memory, None, 3.0, "MiB")
     return 0
 
 
