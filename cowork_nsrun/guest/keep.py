@@ -79,6 +79,8 @@ class Place:
     def read(self) -> Plan:
         """The plan, in the owner's directory from now on."""
         os.fchdir(self.directory)
+        # the maker has read it, and its place in the file is the stand-in's too
+        os.lseek(self.plan, 0, os.SEEK_SET)
         return read_plan(self.plan).with_extras(Extras(numbers={Number.LISTEN_FD: self.outlet}))
 
 
