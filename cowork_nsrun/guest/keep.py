@@ -387,6 +387,8 @@ def _stand(parked: _Parked) -> int:
         forwarding.watch(place.life)
         handed = _receive(line, plan, made.view)
         process = Elsewhere(made.pid, made.fds[-1])
+        if process.over:
+            raise SystemExit(FAILED)
         ends = Ends(*(socket.socket(fileno=fd) for fd in made.fds[:-1]))
         shared = {handed.translation.exports: made.first}
         with Guest(Monitor(Running(process, ends)), shared=shared) as machine:

@@ -174,15 +174,24 @@ class Elsewhere:
 
     def wait(self) -> int:
         """Wait for its end; how it ended only its parent could know."""
-        if self._pidfd >= 0:
-            poller = select.poll()
-            poller.register(self._pidfd, select.POLLIN)
-            poller.poll()
+        self._ends_within(None)
         with self._closing:
             if self._pidfd >= 0:
                 os.close(self._pidfd)
             self._pidfd = -1
         return 0
+
+    @property
+    def over(self) -> bool:
+        """It has ended."""
+        return self._ends_within(0)
+
+    def _ends_within(self, milliseconds: int | None) -> bool:
+        if self._pidfd < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(milliseconds))
 
     def kill(self) -> None:
         with self._closing, suppress(ProcessLookupError):

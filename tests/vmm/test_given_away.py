@@ -74,7 +74,10 @@ def test_it_goes_on_and_ends_with_its_owner(running: Running) -> None:
 
 def test_its_death_is_told(running: Running) -> None:
     with Monitor(running, SETTINGS) as monitor:
+        assert isinstance(running.process, Elsewhere)
+        assert not running.process.over
         os.kill(running.process.pid, signal.SIGKILL)
         assert monitor.wait() is Ended.UNKNOWN
+        assert running.process.over
         with pytest.raises(GuestError, match="nsrun-vmm is gone"):
             monitor.pause()
