@@ -128,7 +128,7 @@ def test_control_bwrap_before_0_12_is_caught(
     field = Battlefield(ground, "../../oldroot{out}")
     argv = ["--bind", field.hostile, "/h", "--ro-bind", attacker.parent, "/bin"]
     argv += ["--dir", "/h/b/made", "/bin/attacker", "reach", "/h"]
-    Runner(bwrap, ROOT).run(argv)
+    Runner(bwrap, NEIGHBOUR).run(argv)
     assert not field.untouched()
 
 
