@@ -162,7 +162,7 @@ class ParkedMachine(MachineChild):
         return self._parked
 
     def hand(
-        self, command: _native.Plan, stdio: tuple[int, int, int], deadline: int | None
+        self, command: _native.Plan, stdio: tuple[int, int, int], deadline: int | None = None
     ) -> bool:
         """Give it its command; False if it has to be thrown away."""
         line, self._line = self._line, None

@@ -387,7 +387,7 @@ class Child:
         if ret:
             raise _error(self._diag)
 
-    def hand(self, command: Plan, stdio: tuple[int, int, int], deadline: int | None) -> bool:
+    def hand(self, command: Plan, stdio: tuple[int, int, int], deadline: int | None = None) -> bool:
         """Give a parked sandbox its command; False if it is not what it was made to be.
 
         Arguments:
