@@ -24,15 +24,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.guest.image import Image
 from cowork_nsrun.guest.threads import start_thread
 from cowork_nsrun.program import find_program
 
 if TYPE_CHECKING:
+    from cowork_nsrun.guest.image import Image
     from cowork_nsrun.guest.network import Network
 
 log = logging.getLogger(__name__)
@@ -208,6 +208,7 @@ class Ends:
     messages: socket.socket
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a machine is made from."""
 
@@ -308,7 +309,7 @@ class Monitor(Closing):
             self._messages_end = ends.messages
             self._running.set()
         else:
-            self._start(Boot(source) if isinstance(source, Image) else source)
+            self._start(source if isinstance(source, Source) else Boot(source))
         self._thread = start_thread(self._read, name="nsrun-vmm")
 
     def _start(self, source: Source) -> None:
