@@ -1,4 +1,5 @@
-"""A stock kernel and its agent, booted, restored and forked: rows for ``python -m bench.kvm``.
+"""A stock kernel and its agent, booted, restored, forked and taken from a pool: rows for
+``python -m bench.kvm``.
 
     .venv/bin/python bench/kvmstock.py ROUNDS
 
@@ -21,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cowork_nsrun import PIPE, Bind, Dev, Pool, Process, Sandbox, popen
 from cowork_nsrun.guest.agent import Agent
 from cowork_nsrun.guest.agent import Settings as CommandSettings
 from cowork_nsrun.guest.compile import translate
@@ -98,6 +100,58 @@ def stock() -> Iterator[Stock]:
         yield Stock(image, settings, template, payload)
 
 
+def first_byte(start: Callable[[], Process[bytes]]) -> float:
+    """Milliseconds from the call to the payload's first byte."""
+    begin = time.perf_counter_ns()
+    with start() as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        return (time.perf_counter_ns() - begin) / 1e6
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What a pool gives, and what the same call gives without one, in milliseconds."""
+
+    pooled: float
+    fresh: float
+    memory: float
+
+
+def pools(payload: Path, rounds: int, machines: int) -> Pooled:
+    """In turn; each finds the pool full, so that nothing is made meanwhile."""
+    usual = Sandbox.minimal()
+    spec = Sandbox(
+        filesystem=(Bind(str(payload.parent), "/x", read_only=True), Dev()),
+        unshare=usual.unshare,
+        unshare_try=usual.unshare_try,
+        backend="kvm",
+    )
+    argv = [f"/x/{payload.name}"]
+    pooled, fresh = [], []
+    with Pool(spec, 1) as pool:
+        for _ in range(rounds):
+            pool.wait_full()
+            pooled.append(first_byte(lambda: pool.popen(argv, stdout=PIPE)))
+            pool.wait_full()
+            fresh.append(first_byte(lambda: popen(argv, spec, stdout=PIPE)))
+        assert pool.stats().handed == rounds
+    return Pooled(
+        statistics.median(pooled), statistics.median(fresh), memory_of_parked(spec, machines)
+    )
+
+
+def memory_of_parked(spec: Sandbox, machines: int) -> float:
+    """MiB of a pool's machine, and what the process that holds it has for it."""
+    with Pool(spec, machines + 1) as pool:
+        # that process is there once
+        while not pool.stats().parked:
+            time.sleep(0.01)
+        before, already = free_bytes(), pool.stats().parked
+        pool.wait_full()
+        return (before - free_bytes()) / (machines + 1 - already) / MIB
+
+
 def free_bytes() -> int:
     """What the host has left; the page cache that all share counts as left."""
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -135,10 +189,14 @@ def main() -> int:
                         restores.append(found.run(found.template.restore))
                         forks.append(found.run(lambda _: mother.fork()))
         memory = memory_of_one(found, MACHINES)
+        parked = pools(found.payload, 3 * rounds, MACHINES)
     cold = statistics.median(boots)
     for name, times in (("restore", restores), ("fork", forks)):
         say(f"stock: {name} / cold boot", statistics.median(times), cold, 0.10, "ms")
     say("stock: memory of a waiting machine", memory, None, 3.0, "MiB")
+    say("stock: Pool.popen() / cold boot", parked.pooled, cold, 0.10, "ms")
+    say("stock: Pool.popen() / popen() of a restored one", parked.pooled, parked.fresh, 0.25, "ms")
+    say("stock: memory of a pool's machine that waits", parked.memory, None, 3.0, "MiB")
     return 0
 
 

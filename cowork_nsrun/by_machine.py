@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from cowork_nsrun import _native
@@ -23,7 +24,7 @@ from cowork_nsrun.program import find_program
 
 CHUNK = 1 << 12
 # what this side does instead: it starts the machine with few descriptors and no ignored signals
-OURS = PlanFlag.DEFAULT_SIGNALS | PlanFlag.CLOSE_FDS | PlanFlag.TELL_EXEC
+OURS = PlanFlag.DEFAULT_SIGNALS | PlanFlag.CLOSE_FDS | PlanFlag.TELL_EXEC | PlanFlag.PARKED
 
 
 class MachineChild(_native.Child):
@@ -34,7 +35,8 @@ class MachineChild(_native.Child):
         self._process: subprocess.Popen[bytes] | None = None
         self._status = self._life = self._pidfd = -1
         self._heard = b""
-        self._started = False
+        self._started = self._parked = False
+        self._pid = 0
         self._ending: dict[str, Any] = {}
 
     def start_machine(
@@ -48,18 +50,10 @@ class MachineChild(_native.Child):
         Raises:
             NsrunError: not at all.
         """
-        with ExitStack() as theirs:
-            self._status, status = os.pipe()
-            theirs.callback(os.close, status)
-            life, self._life = os.pipe()
-            theirs.callback(os.close, life)
-            data = os.memfd_create("nsrun-plan")
-            theirs.callback(os.close, data)
-            os.set_blocking(self._status, False)
-            words = ["--plan", data, "--status-fd", status, "--life-fd", life]
-            words += [word for name in limits for word in (f"--{name}", limits[name])]
-            try:
-                _write(data, _for_machine(plan))
+        try:
+            with self._ends(plan) as (data, status, life):
+                words = ["--plan", data, "--status-fd", status, "--life-fd", life]
+                words += [word for name in limits for word in (f"--{name}", limits[name])]
                 self._process = subprocess.Popen(
                     [find_program(), "vm", "exec", *map(str, words)],
                     stdin=stdio[0],
@@ -68,12 +62,24 @@ class MachineChild(_native.Child):
                     pass_fds=[data, status, life, *plan.fds],
                     start_new_session=True,
                 )
-                self._pidfd = os.pidfd_open(self._process.pid)
-            except OSError as error:
-                self.close()
-                raise NsrunError(
-                    f"can't start a microVM: {error}", errno=error.errno or 0
-                ) from error
+                self._pid = self._process.pid
+                self._pidfd = os.pidfd_open(self._pid)
+        except OSError as error:
+            self.close()
+            raise NsrunError(f"can't start a microVM: {error}", errno=error.errno or 0) from error
+
+    @contextmanager
+    def _ends(self, plan: Plan) -> Iterator[tuple[int, int, int]]:
+        """Make both pipes; the other ends, behind a file with the plan, for this block."""
+        with ExitStack() as theirs:
+            self._status, status = os.pipe()
+            theirs.callback(os.close, status)
+            life, self._life = os.pipe()
+            theirs.callback(os.close, life)
+            os.set_blocking(self._status, False)
+            data = plan_file(_for_machine(plan))
+            theirs.callback(os.close, data)
+            yield data, status, life
 
     @property
     def fd(self) -> int:
@@ -93,7 +99,7 @@ class MachineChild(_native.Child):
         """
         if self._status >= 0 and not self._read_records():
             return False
-        if self._process is None or self._process.poll() is None:
+        if not self._over():
             return False
         if "error" in self._ending:
             raise NsrunError(
@@ -102,9 +108,24 @@ class MachineChild(_native.Child):
                 path=self._ending["path"],
                 errno=self._ending["errno"],
             )
-        if "exit" not in self._ending and self._process.returncode >= 0:
-            raise NsrunError(f"the microVM ended with status {self._process.returncode}")
+        if "exit" not in self._ending:
+            self._check_end()
         return True
+
+    def _over(self) -> bool:
+        """The process that stands for the command has ended."""
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def _code(self) -> int:
+        """How it ended, as Popen has it."""
+        return 0 if self._process is None else self._process.wait()
+
+    def _check_end(self) -> None:
+        """Raise if it ended for no reason that is known."""
+        if self._code() >= 0:
+            raise NsrunError(f"the microVM ended with status {self._code()}")
 
     def _read_records(self) -> bool:
         """Take what is there; True at the end."""
@@ -118,6 +139,8 @@ class MachineChild(_native.Child):
             record = json.loads(line)
             if "started" in record:
                 self._started = True
+            elif "parked" in record:
+                self._parked = True
             else:
                 self._ending = record
         return self._status < 0
@@ -127,7 +150,7 @@ class MachineChild(_native.Child):
         """0-255; 128+n for signal n."""
         if "exit" in self._ending:
             return int(self._ending["exit"])
-        code = 0 if self._process is None else self._process.returncode
+        code = self._code()
         return code if code >= 0 else 128 - code
 
     @property
@@ -148,7 +171,7 @@ class MachineChild(_native.Child):
     @property
     def pid(self) -> int:
         """Of the process that stands for the command: what it is in the guest means nothing."""
-        return self._process.pid if self._process is not None and self._started else 0
+        return self._pid if self._started else 0
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -166,14 +189,14 @@ class MachineChild(_native.Child):
 
     def signal(self, number: int) -> bool:
         """SIGKILL ends the machine; another signal goes to every process of the command."""
-        if self._process is None or self._process.poll() is not None:
+        if self._pidfd < 0 or self._over():
             return False
-        if number == signal.SIGKILL:
-            self._process.kill()
-            return True
         try:
-            os.write(self._life, bytes([number]))
-        except BrokenPipeError:
+            if number == signal.SIGKILL:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
+                os.write(self._life, bytes([number]))
+        except (BrokenPipeError, ProcessLookupError):
             return False
         return True
 
@@ -193,11 +216,22 @@ class MachineChild(_native.Child):
         self._status = self._life = self._pidfd = -1
 
 
-def _write(fd: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
-    os.lseek(fd, 0, os.SEEK_SET)
+def plan_file(data: bytes) -> int:
+    """A memory file with a plan's bytes, to be read; the caller's to close.
+
+    Raises:
+        OSError: there is no memory, or no descriptor.
+    """
+    fd = os.memfd_create("nsrun-plan")
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _for_machine(plan: Plan) -> bytes:

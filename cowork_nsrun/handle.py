@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number
+from cowork_nsrun.by_keeper import Keeper
 from cowork_nsrun.denies import Placeholders
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
 from cowork_nsrun.link import CLONE_NEWNET, Link
 from cowork_nsrun.outlet import Outlet
-from cowork_nsrun.plan import Extras, Plan
+from cowork_nsrun.plan import Extras, Plan, milliseconds
 from cowork_nsrun.runner import BY_GUEST, BY_MACHINE, IN_PROCESS, begin, doubt
 from cowork_nsrun.teardown import teardown
 
@@ -432,11 +433,8 @@ class Handle:
         """
         self._check_owner()
         with self._lock:
-            if self.ended or not self._child.hand(command.native, stdio):
-                return False
-            if timeout is not None:
-                self._child.deadline(max(1, round(timeout * 1000)))
-            return True
+            deadline = None if timeout is None else milliseconds(timeout)
+            return not self.ended and self._child.hand(command.native, stdio, deadline)
 
     def __del__(self) -> None:
         outcome = getattr(self, "_outcome", None)
@@ -471,18 +469,25 @@ def seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else min(LONGEST_POLL, deadline - time.monotonic())
 
 
-def _begin(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> tuple[_native.Child, str]:
+def _begin(
+    plan: Plan, stdio: Stdio, enforcement: Enforcement, keeper: Keeper | None
+) -> tuple[_native.Child, str]:
     link = enforcement.link
     if link is None:
-        return begin(plan, stdio, enforcement.in_guest)
+        return begin(plan, stdio, enforcement.in_guest, keeper)
     # the network's namespace is there: what the link's thread starts is in it
     rest = plan.native.number(Number.UNSHARE) & ~CLONE_NEWNET
     joined = plan.with_extras(Extras(numbers={Number.UNSHARE: rest}))
     return link.start(lambda: begin(joined, stdio, enforcement.in_guest))
 
 
-def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
+def start(
+    plan: Plan, stdio: Stdio, enforcement: Enforcement, keeper: Keeper | None = None
+) -> Handle:
     """Start a plan by whoever may; see :mod:`cowork_nsrun.runner`.
+
+    Arguments:
+        keeper: makes microVMs that wait for their command.
 
     Raises:
         NsrunError: it can't be started; what it has outside is given back then.
@@ -490,7 +495,7 @@ def start(plan: Plan, stdio: Stdio, enforcement: Enforcement) -> Handle:
     teardown().sweep()
     child: _native.Child | None = None
     try:
-        child, backend = _begin(plan, stdio, enforcement)
+        child, backend = _begin(plan, stdio, enforcement, keeper)
         if backend == BY_MACHINE and enforcement.cgroup is not None:
             # it was to be entered; the guest keeps what it says
             held = {**enforcement.held, **dict.fromkeys(enforcement.cgroup.held, BY_GUEST)}

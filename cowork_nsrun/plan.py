@@ -170,6 +170,22 @@ class Plan:
         native.check()
         return Plan(native, self.warnings, backend=self.backend)
 
+    def with_command(self, command: Plan) -> Plan:
+        """The same sandbox with another's command: what :meth:`for_parked` makes.
+
+        Its resource limits are the sandbox's already.
+        """
+        native = _native.Plan()
+        native.read(self.to_bytes())
+        for which in (Words.ARGV, Words.ENV):
+            native.clear(which)
+            native.add_words(which, command.native.words(which))
+        if command.cwd is not None:
+            native.set_string(String.CHDIR, command.cwd)
+        Extras(command.flags & PlanFlag.TERMINAL).apply(native)
+        native.check()
+        return Plan(native, self.warnings, backend=self.backend)
+
     @property
     def by_name(self) -> bool:
         """Its backend was asked for, so that the environment has no say."""

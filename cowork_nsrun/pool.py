@@ -5,23 +5,26 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 from cowork_nsrun._native import PlanFlag
+from cowork_nsrun.by_keeper import Keeper
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.enforce import enforce
 from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.handle import Handle, start
 from cowork_nsrun.plan import Extras, Plan
 from cowork_nsrun.process import Argv, Process, Result, finish, finished_ends, popen, run
-from cowork_nsrun.spec import Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
+from cowork_nsrun.spec import BindFd, Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
 from cowork_nsrun.streams import Ends, Stream
 
 log = logging.getLogger(__name__)
@@ -70,9 +73,11 @@ class _Store:
         self._changed = threading.Condition(self._lock)
         self._parked: deque[_Parked] = deque()
         self._waste: list[Handle] = []
+        self._making: Handle | None = None
         self._closed = False
         self._retry_at = 0.0
         self._counts = {"handed": 0, "fresh": 0, "discarded": 0, "failed": 0}
+        self._keeper = Keeper()
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._work, name="nsrun-pool", daemon=True)
         try:
@@ -89,6 +94,7 @@ class _Store:
                 pass
         finally:
             os.close(self._null)
+            self._keeper.close()
 
     def _work_once(self) -> bool:
         """Throw away, make one; False once it is closed."""
@@ -128,10 +134,12 @@ class _Store:
         try:
             handle = self._park()
         except (NsrunError, OSError, MemoryError) as error:
-            log.warning("can't make a sandbox ahead: %s", error)
             with self._lock:
+                if self._closed:
+                    return
                 self._counts["failed"] += 1
                 self._retry_at = time.monotonic() + RETRY_AFTER
+            log.warning("can't make a sandbox ahead: %s", error)
             return
         with self._lock:
             if not self._closed and len(self._parked) < self._size:
@@ -150,9 +158,11 @@ class _Store:
         except BaseException:
             enforced.give_back()
             raise
-        handle = start(plan, (self._null, self._null, self._null), enforced.enforcement)
+        stdio = (self._null, self._null, self._null)
+        handle = start(plan, stdio, enforced.enforcement, self._keeper)
         try:
-            parked = handle.wait_parked()
+            with self._may_be_ended(handle):
+                parked = handle.wait_parked()
         except BaseException:
             handle.close()
             raise
@@ -161,6 +171,19 @@ class _Store:
             handle.check()
             raise NsrunError("a sandbox that was made ahead came to its end")
         return handle
+
+    @contextmanager
+    def _may_be_ended(self, handle: Handle) -> Iterator[None]:
+        """Whoever closes the pool does not wait for it: a microVM may have to boot."""
+        with self._lock:
+            self._making = handle
+            if self._closed:
+                handle.signal(signal.SIGKILL)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making = None
 
     # --- its users ------------------------------------------------------------------------
 
@@ -230,6 +253,8 @@ class _Store:
             if self._closed:
                 return
             self._closed = True
+            if self._making is not None:
+                self._making.signal(signal.SIGKILL)
             self._waste += [parked.handle for parked in self._parked]
             self._parked.clear()
             self._changed.notify_all()
@@ -246,6 +271,11 @@ class Pool(Closing):
     that ends, and is thrown away when it is older than ``max_age`` or when a bound file
     or directory is not the one any more that it was.  What the host mounts below a bound
     directory after a sandbox was parked is not seen in it.
+
+    With backend ``kvm`` it is a microVM with its agent running and the spec's files shared,
+    held by a process of the pool's; a command gets the time and fresh random numbers as in any
+    other.  User, umask and environment of that process are those of the first machine's time.
+    A spec with descriptors or a ``veth`` network is refused.
 
     Use it as a context manager, or close it.  Any thread may use it; a forked copy of
     the program can't.
@@ -451,6 +481,15 @@ def _check_spec(spec: Sandbox) -> None:
         raise SpecError("spec.close_fds", "a pool has no descriptors to pass on")
     if spec.as_pid_1:
         raise SpecError("spec.as_pid_1", "in a pool, pid 1 is not the command")
+    if spec.backend == "kvm":
+        _check_machine(spec)
+
+
+def _check_machine(spec: Sandbox) -> None:
+    if any(isinstance(operation, BindFd) for operation in spec.filesystem):
+        raise SpecError("spec.filesystem", "a pool of microVMs has no descriptors of the caller's")
+    if spec.veth:
+        raise SpecError("spec.veth", "a pool of microVMs has its owner's network, or none")
 
 
 class PoolExecutor(Executor):

@@ -213,10 +213,15 @@ class Process(Closing, Generic[Output]):
     # --- its end -------------------------------------------------------------------------
 
     def poll(self) -> int | None:
-        """The exit status if it has ended, else None; does not block."""
+        """The exit status if it has ended, else None; does not block.
+
+        Raises:
+            NsrunError: its microVM died.
+        """
         with self._handle.polling():
             self._handle.advance()
         self._note_total()
+        self._handle.check()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -227,10 +232,12 @@ class Process(Closing, Generic[Output]):
 
         Raises:
             TimeoutExpired: it still runs.
+            NsrunError: its microVM died.
         """
         if not self._wait(timeout):
             assert timeout is not None
             raise TimeoutExpired(timeout, None, None)
+        self._handle.check()
         assert self.returncode is not None
         return self.returncode
 
@@ -263,6 +270,7 @@ class Process(Closing, Generic[Output]):
 
         Raises:
             TimeoutExpired: with what was collected until then.
+            NsrunError: its microVM died.
         """
         until = None if timeout is None else time.monotonic() + timeout
         data = input.encode() if isinstance(input, str) else input
@@ -276,6 +284,7 @@ class Process(Closing, Generic[Output]):
         if not in_time:
             assert timeout is not None
             raise TimeoutExpired(timeout, out, err)
+        self._handle.check()
         if self._text:
             return _as_text(out), _as_text(err)  # type: ignore[return-value] # Output is str
         return out, err  # type: ignore[return-value] # Output is bytes

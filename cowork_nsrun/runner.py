@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cowork_nsrun import _native
 from cowork_nsrun.by_bwrap import BwrapChild
+from cowork_nsrun.by_keeper import Keeper, ParkedMachine
 from cowork_nsrun.by_machine import MachineChild
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.plan import Extras, Plan
@@ -104,12 +105,16 @@ def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
 
 
 def begin(
-    plan: Plan, stdio: tuple[int, int, int], in_guest: Mapping[str, float]
+    plan: Plan,
+    stdio: tuple[int, int, int],
+    in_guest: Mapping[str, float],
+    keeper: Keeper | None = None,
 ) -> tuple[_native.Child, str]:
     """Start a plan; returns the child, and what runs it.
 
     Arguments:
         in_guest: limits that only a microVM's guest keeps; see :func:`runs_in_machine`.
+        keeper: makes the microVM of a plan that waits for its command.
 
     Raises:
         NsrunError: nothing here can run it.
@@ -117,7 +122,7 @@ def begin(
     if in_guest:
         # for what it says if something is missing
         _choice(plan)
-        return _by_machine(plan, stdio, in_guest)
+        return _by_machine(plan, stdio, in_guest, keeper)
     if plan.flags & _native.PlanFlag.ON_HOST:
         return _by_program(plan, stdio)
     choice = _choice(plan)
@@ -130,7 +135,7 @@ def begin(
             log.info("namespaces are refused to this process: %s", error)
             choice = _instead(error, plan)
     try:
-        return _by(choice, plan, stdio)
+        return _by(choice, plan, stdio, keeper)
     except NsrunError as error:
         doubt(error)
         raise
@@ -167,7 +172,9 @@ def _by_program(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child,
     return child, plan.native.describe_host() if on_host else BY_PROGRAM
 
 
-def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
+def _by(
+    choice: Selection, plan: Plan, stdio: tuple[int, int, int], keeper: Keeper | None
+) -> tuple[_native.Child, str]:
     if choice.runner is Runner.PROGRAM:
         return _by_program(plan, stdio)
     if choice.backend is Backend.HOST:
@@ -176,15 +183,28 @@ def _by(choice: Selection, plan: Plan, stdio: tuple[int, int, int]) -> tuple[_na
         child = BwrapChild()
         child.start_bwrap(plan, stdio)
         return child, BY_BWRAP
-    return _by_machine(plan, stdio, {})
+    return _by_machine(plan, stdio, {}, keeper)
 
 
 def _by_machine(
-    plan: Plan, stdio: tuple[int, int, int], limits: Mapping[str, float]
+    plan: Plan,
+    stdio: tuple[int, int, int],
+    limits: Mapping[str, float],
+    keeper: Keeper | None,
 ) -> tuple[_native.Child, str]:
+    if plan.flags & _native.PlanFlag.PARKED:
+        return _parked(plan, keeper, limits), BY_MACHINE
     machine = MachineChild()
     machine.start_machine(plan, stdio, limits)
     return machine, BY_MACHINE
+
+
+def _parked(plan: Plan, keeper: Keeper | None, limits: Mapping[str, float]) -> ParkedMachine:
+    if keeper is None:
+        raise NsrunError("a microVM in a network of its own (veth) can't be made ahead")
+    machine = ParkedMachine()
+    machine.start_parked(plan, keeper, limits)
+    return machine
 
 
 def _for_host(plan: Plan) -> Plan:

@@ -391,8 +391,11 @@ class Child:
         if ret:
             raise _error(self._diag)
 
-    def hand(self, command: Plan, stdio: tuple[int, int, int]) -> bool:
+    def hand(self, command: Plan, stdio: tuple[int, int, int], deadline: int | None = None) -> bool:
         """Give a parked sandbox its command; False if it is not what it was made to be.
+
+        Arguments:
+            deadline: milliseconds after which pid 1 ends the sandbox; None: never.
 
         Raises:
             NsrunError: with ``E2BIG`` if the command is too large for it.
@@ -400,6 +403,9 @@ class Child:
         ret = lib.nsr_child_hand(self._child, command._plan, list(stdio), self._diag)
         if ret == -errno.E2BIG:
             raise _error(self._diag)
+        if not ret and deadline is not None:
+            # one that has ended by now needs none
+            lib.nsr_child_deadline(self._child, deadline)
         return not ret
 
     def read(self) -> bool:
@@ -465,10 +471,6 @@ class Child:
             return False
         _check(ret)
         return True
-
-    def deadline(self, milliseconds: int) -> bool:
-        """Have pid 1 end the sandbox after that time; False if it can't be asked to."""
-        return not lib.nsr_child_deadline(self._child, milliseconds)
 
     @property
     def exec_seen(self) -> bool:

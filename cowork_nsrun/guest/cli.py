@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -98,6 +99,12 @@ def _exec(options: argparse.Namespace) -> int:
     )
 
 
+def _keep(options: argparse.Namespace) -> int:
+    from cowork_nsrun.guest.keep import keep  # noqa: PLC0415 - a command alone needs none of it
+
+    return keep(socket.socket(fileno=options.control_fd))
+
+
 def _exec_parser(part: argparse.ArgumentParser) -> None:
     add = part.add_argument
     add("--plan", type=int, metavar="FD", help="a plan in bytes, instead of options and command")
@@ -124,7 +131,7 @@ def _exec_parser(part: argparse.ArgumentParser) -> None:
 def main(words: Sequence[str]) -> int:
     """Carry out ``nsrun vm WORDS``; returns the exit status."""
     parser = argparse.ArgumentParser(prog="nsrun vm", description="Look after microVMs.")
-    parts = parser.add_subparsers(required=True, metavar="kernels|exec")
+    parts = parser.add_subparsers(required=True, metavar="kernels|exec|keep")
     part = parts.add_parser(
         "kernels",
         help="list the kernels that a microVM could boot; exit status 1 if none is fit",
@@ -133,6 +140,9 @@ def main(words: Sequence[str]) -> int:
     part.add_argument("--json", action="store_true", help="for programs")
     part.set_defaults(do=_kernels)
     _exec_parser(parts.add_parser("exec", help="run one sandbox in a microVM of its own"))
+    part = parts.add_parser("keep", help="what a pool of microVMs starts; of no use by hand")
+    part.add_argument("--control-fd", type=int, required=True, metavar="FD")
+    part.set_defaults(do=_keep)
     options = parser.parse_args(words)
     status: int = options.do(options)
     return status

@@ -12,7 +12,6 @@ import socket
 import sys
 import termios
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command, Outlet, Settings
 from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.limits import Limits
-from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.guest.machine import Guest, Machine, Size
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.standin import Forwarding, relay
 from cowork_nsrun.outlet import hand_over_to
@@ -58,38 +57,41 @@ def execute(request: Request) -> int:
     Raises:
         NsrunError: it could not be run.
     """
-    tell = _teller(request.status_fd)
+    tell = Teller(request.status_fd)
     try:
         return _execute(request, tell)
     except NsrunError as error:
-        tell({"error": error.text, "step": error.step, "path": error.path, "errno": error.errno})
+        tell.failure(error)
         raise
 
 
-def _teller(fd: int) -> Callable[[dict[str, object]], None]:
-    if fd < 0:
-        return lambda _: None
-    # late, since few ask
-    import json  # noqa: PLC0415
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Tells who asked of what happens: a JSON object a line.
 
-    def tell(record: dict[str, object]) -> None:
+    Attributes:
+        fd: where; -1: nobody asks.
+    """
+
+    fd: int
+
+    def __call__(self, record: dict[str, object]) -> None:
+        if self.fd < 0:
+            return
+        # late, since few ask
+        import json  # noqa: PLC0415
+
         with suppress(OSError):
-            os.write(fd, json.dumps(record).encode("ascii") + b"\n")
+            os.write(self.fd, json.dumps(record).encode("ascii") + b"\n")
 
-    return tell
+    def failure(self, error: NsrunError) -> None:
+        """The command could not be run, or its machine died."""
+        self({"error": error.text, "step": error.step, "path": error.path, "errno": error.errno})
 
 
-def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int:
-    there = _standard_streams()
-    terminal = all(os.isatty(fd) for fd in range(3))
-    plan = request.plan
-    if terminal and plan.flags & PlanFlag.TERMINAL:
-        # a terminal made for this command: its window's changes come to us
-        with suppress(OSError):
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    if terminal:
-        # in the guest its keys can be signals, as they are here
-        plan = plan.with_extras(Extras(PlanFlag.TERMINAL))
+def _execute(request: Request, tell: Teller) -> int:
+    streams = Streams.found()
+    plan = streams.adopt(request.plan)
     translation = translate(plan)
     with (
         Forwarding() as forwarding,
@@ -109,22 +111,14 @@ def _execute(request: Request, tell: Callable[[dict[str, object]], None]) -> int
                 with suppress(OSError):
                     os.read(translation.hold, 1)
             _record(translation.status, {"stand-in-pid": os.getpid()})
-            settings = own_settings(request.limits.within(translation.limits))
-            settings = replace(settings, outlet=translation.outlet is not None)
-            with _started(machine, translation, settings, there, terminal) as command:
-                forwarding.to(command)
-                status = relay(command, lambda: tell({"started": True}))
-            _say_lost(machine.network)
+            limits = request.limits.within(translation.limits)
+            with run_in(machine, translation, limits, streams) as command:
+                status = stand_for(command, machine, forwarding, tell)
         except NsrunError as error:
             raise machine.explain(error) from None
     # nobody reads any more: that changes nothing for the command
     with suppress(NsrunError):
         _record(translation.status, {"exit-code": status})
-    usage = command.usage
-    if usage is not None:
-        tell({"exit": status, "cpu_ns": usage.cpu_ns, "peak": usage.peak,
-              "oom_kills": usage.oom_kills, "pids_refused": usage.pids_refused,
-              "timed_out": usage.timed_out})  # fmt: skip
     return status
 
 
@@ -185,24 +179,42 @@ def _of_status() -> tuple[int, int]:
     return int(told.get("Umask", "0077"), 8), int(told.get("CapBnd", "0"), 16)
 
 
-def _started(
-    machine: Machine,
-    translation: Translation,
-    settings: Settings,
-    there: list[bool],
-    terminal: bool,
-) -> Command:
+def run_in(machine: Guest, translation: Translation, limits: Limits, streams: Streams) -> Command:
+    """Start a plan in a machine that is ready.
+
+    Raises:
+        NsrunError: the guest can't be given it.
+    """
+    settings = own_settings(limits)
+    stdin, stdout, stderr = streams.there
     return machine.run(
         translation,
-        settings,
-        stdin=there[0],
-        stdout=there[1],
-        stderr=there[2],
-        terminal=terminal,
+        replace(settings, outlet=translation.outlet is not None),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        terminal=streams.terminal,
         outlet=None if translation.outlet is None else _hand_over_to(translation.outlet),
         # this machine runs nothing else
         last=True,
     )
+
+
+def stand_for(command: Command, machine: Guest, forwarding: Forwarding, tell: Teller) -> int:
+    """Be the command's process here until it has ended; returns its exit status.
+
+    Raises:
+        NsrunError: the sandbox could not be made, or the guest is gone.
+    """
+    forwarding.to(command)
+    status = relay(command, lambda: tell({"started": True}))
+    _say_lost(machine.network)
+    usage = command.usage
+    if usage is not None:
+        tell({"exit": status, "cpu_ns": usage.cpu_ns, "peak": usage.peak,
+              "oom_kills": usage.oom_kills, "pids_refused": usage.pids_refused,
+              "timed_out": usage.timed_out})  # fmt: skip
+    return status
 
 
 def _hand_over_to(fd: int) -> Outlet:
@@ -213,14 +225,39 @@ def _hand_over_to(fd: int) -> Outlet:
         raise NsrunError(text, errno=error.errno or 0) from None
 
 
-def _standard_streams() -> list[bool]:
-    """Which of them the caller left open; nothing of our own takes the place of the others."""
-    there = [_is_open(fd) for fd in range(3)]
-    for closed in (fd for fd in range(3) if not there[fd]):
-        # the lowest number is free
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        assert null == closed
-    return there
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """This process's standard streams, which are the command's.
+
+    Attributes:
+        there: which of them the caller left open.
+        terminal: all three are terminals.
+    """
+
+    there: tuple[bool, bool, bool]
+    terminal: bool
+
+    @classmethod
+    def found(cls) -> Streams:
+        """As they are; nothing of our own takes the place of those that are closed."""
+        stdin, stdout, stderr = (_is_open(fd) for fd in range(3))
+        there = (stdin, stdout, stderr)
+        for closed in (fd for fd in range(3) if not there[fd]):
+            # the lowest number is free
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            assert null == closed
+        return cls(there, all(os.isatty(fd) for fd in range(3)))
+
+    def adopt(self, plan: Plan) -> Plan:
+        """The plan, with a terminal if this process has one."""
+        if not self.terminal:
+            return plan
+        if plan.flags & PlanFlag.TERMINAL:
+            # a terminal made for this command: its window's changes come to us
+            with suppress(OSError):
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # in the guest its keys can be signals, as they are here
+        return plan.with_extras(Extras(PlanFlag.TERMINAL))
 
 
 def _is_open(fd: int) -> bool:

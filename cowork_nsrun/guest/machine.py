@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,11 +61,121 @@ class Size:
         return self.cpus or min(CPUS, len(os.sched_getaffinity(0)))
 
 
-class Machine(Closing):
-    """A guest with an agent.  It ends with this object, and with this process.
+class Guest(Closing):
+    """A machine with an agent.  It ends with this object, and with this process.
 
     Arguments:
-        kernel: an image to boot; by default the first fit one that is found.
+        monitor: its own from now on.
+        network: the same; None: it has none.
+        shared: what has been shared already, with the number of the first of them, and that
+            was the last; None: nothing yet.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        network: Network | None = None,
+        shared: Mapping[tuple[Export, ...], int] | None = None,
+    ) -> None:
+        self.monitor = monitor
+        self.network = network
+        self.agent = Agent(monitor.connect)
+        self._sharing = threading.Lock()
+        self._numbers = dict(shared or {})
+        self._shut = shared is not None
+
+    def run(
+        self,
+        translation: Translation,
+        settings: Settings,
+        *,
+        stdin: bool = True,
+        stdout: bool = True,
+        stderr: bool = True,
+        terminal: bool = False,
+        outlet: Outlet | None = None,
+        last: bool = False,
+    ) -> Command:
+        """Start a plan; what it shows of the host is shared first.
+
+        The arguments are those of :meth:`Agent.start`, and:
+
+        Arguments:
+            last: no later plan may show anything else: see :meth:`Monitor.export`.
+
+        Raises:
+            NsrunError: the guest can't be given it.
+        """
+        return self.agent.start(
+            translation.plan(self.share(translation.exports, last=last)),
+            settings,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=terminal,
+            outlet=outlet,
+        )
+
+    def share(self, exports: tuple[Export, ...], *, last: bool = False) -> int:
+        """The number of the first of them; what was shared before is not shared again.
+
+        Arguments:
+            last: as for :meth:`run`.
+
+        Raises:
+            NsrunError: the monitor refuses them, or is gone.
+        """
+        with self._sharing:
+            if (exports and exports not in self._numbers) or (last and not self._shut):
+                try:
+                    with view_file(exports) as view:
+                        self._numbers[exports] = self.monitor.export(view, last=last)
+                except ValueError as error:
+                    raise NsrunError(str(error)) from None
+                self._shut |= last
+            return self._numbers.get(exports, 0)
+
+    @property
+    def alive(self) -> bool:
+        """It has not ended yet."""
+        return self.monitor.wait(0) is None
+
+    def explain(self, error: NsrunError) -> NsrunError:
+        """The guest's death, if that is what an error of the agent's is about.
+
+        Else the error, with the host's paths in place of what the guest has for them.
+        """
+        if self.monitor.wait(0.5) is None:
+            text, path = (_EXPORT.sub(self._source, words) for words in (error.text, error.path))
+            if text == error.text:
+                return error
+            return NsrunError(text, step=error.step, path=path, errno=error.errno)
+        network = None if self.network is None else self.network.failure()
+        return network or self.monitor.failure()
+
+    def _source(self, export: re.Match[str]) -> str:
+        """The host's path of an export; its name in the guest, if there is none such."""
+        number = int(export[1])
+        for exports, first in tuple(self._numbers.items()):
+            if first <= number < first + len(exports):
+                return exports[number - first].path
+        return export[0]
+
+    def close(self) -> None:
+        """End it at once: nothing in it is worth more than the host's files."""
+        self.monitor.close()
+        self._close_network()
+
+    def _close_network(self) -> None:
+        if self.network is not None:
+            self.network.close()
+
+
+class Machine(Guest):
+    """A guest that is made here.
+
+    Arguments:
+        kernel: what to boot, or its image; by default the first fit one that is found.
         size: memory and processors.
         network: whether it reaches what this process reaches.
         loopback: and the host's 127.0.0.1, as 10.0.2.2.
@@ -78,14 +189,15 @@ class Machine(Closing):
 
     def __init__(
         self,
-        kernel: str | Path | None = None,
+        kernel: Kernel | str | Path | None = None,
         size: Size | None = None,
         *,
         network: bool = False,
         loopback: bool = False,
     ) -> None:
         size = size or Size()
-        found, agent = choose(kernel), find_beside("nsrun-agent")
+        found = kernel if isinstance(kernel, Kernel) else choose(kernel)
+        agent = find_beside("nsrun-agent")
         with ExitStack() as on_error, view_file(()) as view:
             self._loopback = loopback
             self.network = Network(loopback=loopback) if network else None
@@ -98,11 +210,9 @@ class Machine(Closing):
                 network=self.network,
             )
             self._template: str | None = template.key(found, agent, settings)
-            self.monitor = self._restored(settings) or self._booted(found, agent, settings)
+            monitor = self._restored(settings) or self._booted(found, agent, settings)
             on_error.pop_all()
-        self.agent = Agent(self.monitor.connect)
-        self._sharing = threading.Lock()
-        self._numbers: dict[tuple[Export, ...], int] = {}
+        super().__init__(monitor, self.network)
 
     def _booted(self, kernel: Kernel, agent: Path, settings: MonitorSettings) -> Monitor:
         # a machine that is restored needs no image
@@ -168,81 +278,3 @@ class Machine(Closing):
                 return
             time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
             tries += 1
-
-    def run(
-        self,
-        translation: Translation,
-        settings: Settings,
-        *,
-        stdin: bool = True,
-        stdout: bool = True,
-        stderr: bool = True,
-        terminal: bool = False,
-        outlet: Outlet | None = None,
-        last: bool = False,
-    ) -> Command:
-        """Start a plan; what it shows of the host is shared first.
-
-        The arguments are those of :meth:`Agent.start`, and:
-
-        Arguments:
-            last: no later plan may show anything else: see :meth:`Monitor.export`.
-
-        Raises:
-            NsrunError: the guest can't be given it.
-        """
-        return self.agent.start(
-            translation.plan(self._shared(translation.exports, last)),
-            settings,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            terminal=terminal,
-            outlet=outlet,
-        )
-
-    def _shared(self, exports: tuple[Export, ...], last: bool) -> int:
-        """The number of the first of them; what was shared before is not shared again."""
-        with self._sharing:
-            if last or (exports and exports not in self._numbers):
-                try:
-                    with view_file(exports) as view:
-                        self._numbers[exports] = self.monitor.export(view, last=last)
-                except ValueError as error:
-                    raise NsrunError(str(error)) from None
-            return self._numbers.get(exports, 0)
-
-    @property
-    def alive(self) -> bool:
-        """It has not ended yet."""
-        return self.monitor.wait(0) is None
-
-    def explain(self, error: NsrunError) -> NsrunError:
-        """The guest's death, if that is what an error of the agent's is about.
-
-        Else the error, with the host's paths in place of what the guest has for them.
-        """
-        if self.monitor.wait(0.5) is None:
-            text, path = (_EXPORT.sub(self._source, words) for words in (error.text, error.path))
-            if text == error.text:
-                return error
-            return NsrunError(text, step=error.step, path=path, errno=error.errno)
-        network = None if self.network is None else self.network.failure()
-        return network or self.monitor.failure()
-
-    def _source(self, export: re.Match[str]) -> str:
-        """The host's path of an export; its name in the guest, if there is none such."""
-        number = int(export[1])
-        for exports, first in tuple(self._numbers.items()):
-            if first <= number < first + len(exports):
-                return exports[number - first].path
-        return export[0]
-
-    def close(self) -> None:
-        """End it at once: nothing in it is worth more than the host's files."""
-        self.monitor.close()
-        self._close_network()
-
-    def _close_network(self) -> None:
-        if self.network is not None:
-            self.network.close()

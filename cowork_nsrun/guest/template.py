@@ -12,8 +12,6 @@ import array
 import errno
 import itertools
 import os
-import select
-import signal
 import socket
 import struct
 import subprocess
@@ -30,6 +28,7 @@ from cowork_nsrun.guest import cache
 from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.guest.vmm import (
     COMMAND_LINE,
+    Elsewhere,
     Ends,
     GuestError,
     Monitor,
@@ -172,33 +171,6 @@ class Template(Closing):
         self.file.close()
 
 
-class _Forked:
-    """A monitor that is the zygote's child, by its pidfd."""
-
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self.pid = pid
-        self._pidfd = pidfd
-        self._closing = threading.Lock()
-
-    def poll(self) -> int | None:
-        return None
-
-    def wait(self) -> int:
-        """Wait for its end; how it ended only the zygote could know."""
-        if self._pidfd >= 0:
-            select.select([self._pidfd], [], [])
-        with self._closing:
-            if self._pidfd >= 0:
-                os.close(self._pidfd)
-            self._pidfd = -1
-        return 0
-
-    def kill(self) -> None:
-        with self._closing, suppress(ProcessLookupError):
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-
 class Zygote(Closing):
     """A process that has a template mapped, and forks a monitor for each clone.
 
@@ -251,7 +223,7 @@ class Zygote(Closing):
             raise GuestError(self._failure())
         kind, pid, answered = _RECORD.unpack(data)
         if kind == _FORKED and answered == cookie and given:
-            return _Forked(pid, given[0])
+            return Elsewhere(pid, given[0])
         raise GuestError(f"nsrun-vmm can't fork: {os.strerror(pid)}", errno=pid)
 
     def fork(self, cid: int | None = None) -> Monitor:

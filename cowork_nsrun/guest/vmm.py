@@ -10,6 +10,7 @@ import array
 import itertools
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -174,6 +175,44 @@ class Process(Protocol):
         """Send SIGKILL; too late, nothing."""
 
 
+class Elsewhere:
+    """A monitor that is another process's child, by its pidfd."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+        self._closing = threading.Lock()
+
+    def poll(self) -> int | None:
+        return None
+
+    def wait(self) -> int:
+        """Wait for its end; how it ended only its parent could know."""
+        self._ends_within(None)
+        with self._closing:
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+            self._pidfd = -1
+        return 0
+
+    @property
+    def over(self) -> bool:
+        """It has ended."""
+        return self._ends_within(0)
+
+    def _ends_within(self, milliseconds: int | None) -> bool:
+        if self._pidfd < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(milliseconds))
+
+    def kill(self) -> None:
+        with self._closing, suppress(ProcessLookupError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
 @dataclass(frozen=True, slots=True)
 class Ends:
     """The monitor's ends of its sockets: control, console, and for its messages."""
@@ -246,11 +285,19 @@ def run_monitor(
     return process
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A machine that another process made and gave away; the ends are the owner's."""
+
+    process: Process
+    ends: Ends
+
+
 class Monitor(Closing):
     """A running machine.
 
     Arguments:
-        source: what it boots, or otherwise begins as.
+        source: what it boots, or otherwise begins as; or what was given away.
         settings: what it has.
 
     Attributes:
@@ -260,7 +307,7 @@ class Monitor(Closing):
         GuestError: it can't be started.
     """
 
-    def __init__(self, source: Image | Source, settings: Settings | None = None) -> None:
+    def __init__(self, source: Image | Source | Running, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self.walls = Wall(0)
         self._lock = threading.Lock()
@@ -274,8 +321,16 @@ class Monitor(Closing):
         self._gone = False
         self._over = threading.Event()
         self._running = threading.Event()
-        if not isinstance(source, Source):
-            source = Boot(source)
+        if isinstance(source, Running):
+            self._process, ends = source.process, source.ends
+            self._control, self._console_end = ends.control, ends.console
+            self._messages_end = ends.messages
+            self._running.set()
+        else:
+            self._start(source if isinstance(source, Source) else Boot(source))
+        self._thread = start_thread(self._read, name="nsrun-vmm")
+
+    def _start(self, source: Source) -> None:
         with ExitStack() as theirs:
             control, self._control = self._pair(theirs, socket.SOCK_SEQPACKET)
             console, self._console_end = self._pair(theirs, socket.SOCK_STREAM)
@@ -286,7 +341,6 @@ class Monitor(Closing):
             except BaseException:
                 self._close_ends()
                 raise
-        self._thread = start_thread(self._read, name="nsrun-vmm")
 
     @staticmethod
     def _pair(theirs: ExitStack, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
@@ -545,6 +599,16 @@ class Monitor(Closing):
             with suppress(ValueError):
                 return f"nsrun-vmm was killed by {signal.Signals(-status).name}"
         return f"nsrun-vmm ended with status {status}"
+
+    @property
+    def ends(self) -> tuple[int, int, int]:
+        """Descriptors of control, console and messages, for who is to be its owner.
+
+        When this process ends the machine goes on, if they are another's by then.
+        """
+        ends = self._control, self._console_end, self._messages_end
+        control, console, messages = (end.fileno() for end in ends)
+        return control, console, messages
 
     def kill(self) -> None:
         """End the machine now, whatever it does."""

@@ -62,6 +62,12 @@ STEPS = (
         ("tests/guest/test_exec.py",),
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
     ),
+    Step("pool-root", ("tests/guest/test_pool_machines.py",), Job((), timeout_s=1800)),
+    Step(
+        "pool-user",
+        ("tests/guest/test_pool_machines.py", "--every=3"),
+        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=1800),
+    ),
     Step(
         "sessions-root", ("tests/cowork/test_machine_sessions.py", THREATS), Job((), timeout_s=900)
     ),
