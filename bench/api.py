@@ -19,6 +19,7 @@ from bench.measure import Absence, MeasureError, Report, Result, add_ratios, env
 
 SCRIPT = Path(__file__).with_name("parent.py")
 API_BASE = f"subprocess.run, {BASE}"
+API_FLOOR = "subprocess.run, floor"
 BARE = "posix_spawn, no sandbox"
 FORKED = "fork and exec, no sandbox"
 MIB = 1 << 20
@@ -45,6 +46,7 @@ class Parent:
             "true": str(setting.workspace.true),
             "nsrun": paths["nsrun"],
             "bwrap": paths[BASE],
+            "floor": paths["floor"],
             "base": API_BASE,
             "options": STANDARD,
         }
@@ -167,8 +169,9 @@ def run_rates(
     """So many at a time, each contender in a program of its own; one that hangs has failed."""
     slices, seconds = (2, SLICE_SECONDS / 4) if quick else (SLICES, SLICE_SECONDS)
     names = ["run(), threads", "run(), asyncio", "subprocess.run, nsrun"]
-    if any(contender.name == BASE and contender.path for contender in everybody):
-        names.append(API_BASE)
+    for contender, name in (("floor", API_FLOOR), (BASE, API_BASE)):
+        if any(one.name == contender and one.path for one in everybody):
+            names.append(name)
     results = [Result(case.key, user, name, runs=0, failed=0) for name in names]
     took = dict.fromkeys(names, 0.0)
     with ExitStack() as stack:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bench.api import API_BASE, BARE
+from bench.api import API_BASE, API_FLOOR, BARE
 from bench.cases import API_CASES, CASES, ApiCase, Case
 from bench.contenders import BASE
 from bench.measure import Report, Result
@@ -33,6 +33,7 @@ API_COLOURS = {
     "core, to just before the exec": "#8ab8b2",
     "subprocess.run, nsrun": "#8d99ae",
     "posix_spawn, nsrun": "#8d99ae",
+    API_FLOOR: "#8ab8b2",
     API_BASE: "#e07a3f",
     BARE: "#c5cbd6",
 }

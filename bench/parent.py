@@ -137,6 +137,9 @@ def spawners(config: Config) -> dict[str, Callable[[], int]]:
     if config["bwrap"] is not None:
         bwrap = [config["bwrap"], *config["options"], "--", *payload]
         found[config["base"]] = lambda: spawn_captured(bwrap)
+    if config["floor"] is not None:
+        floor = [config["floor"], "std", *payload]
+        found["subprocess.run, floor"] = lambda: spawn_captured(floor)
     return found
 
 

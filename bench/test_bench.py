@@ -199,6 +199,7 @@ def test_python_cases_run(tmp_path: Path) -> None:
             ("pool", api.BARE),
             ("rate-2", "run(), threads"),
             ("rate-2", "run(), asyncio"),
+            ("rate-2", api.API_FLOOR),
             ("parked", "Pss of its processes"),
         }
 

@@ -373,6 +373,32 @@ def _checked_cwd(cwd: str | os.PathLike[str]) -> str:
     return text
 
 
+class _Inherited:
+    """The caller's environment, decoded anew when it has changed."""
+
+    def __init__(self) -> None:
+        self._known: tuple[dict[bytes, bytes], dict[str, str]] = {}, {}
+
+    def get(self) -> dict[str, str]:
+        """It, not to be changed."""
+        # what CPython keeps it in: to compare that takes a hundredth of decoding all of it
+        raw = getattr(os.environ, "_data", None)
+        if raw is None:
+            return dict(os.environ)
+        known, decoded = self._known
+        if raw != known:
+            known = dict(raw)
+            decoded = {os.fsdecode(name): os.fsdecode(value) for name, value in known.items()}
+            # both at once, for other threads
+            self._known = known, decoded
+        return decoded
+
+
+@cache
+def _inherited() -> _Inherited:
+    return _Inherited()
+
+
 def _environment(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None:
         for name, value in env.items():
@@ -381,7 +407,7 @@ def _environment(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]
             if not name or "=" in name or "\0" in name + value:
                 raise SpecError("env", f"{name!r} can't be set to {value!r}")
         return dict(env)
-    result = {} if spec.clear_env else dict(os.environ)
+    result = {} if spec.clear_env else _inherited().get().copy()
     if spec.egress is not None:
         # late, since most sandboxes have none of it and it takes a while
         from cowork_nsrun.policy.environment import environment  # noqa: PLC0415

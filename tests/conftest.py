@@ -95,12 +95,18 @@ def compiler() -> list[str] | None:
 
 
 @pytest.fixture(scope="session")
-def observer(open_directory: Path, lack: Lack) -> Path:
+def c_compiler(lack: Lack) -> list[str]:
+    """The words that compile a program that needs nothing where it runs."""
     command = compiler()
     if command is None:
-        lack("no C compiler: the observer cannot be built")
+        lack("no C compiler: the tests' own programs cannot be built")
+    return [*command, *WARNINGS]
+
+
+@pytest.fixture(scope="session")
+def observer(open_directory: Path, c_compiler: list[str]) -> Path:
     built = open_directory / "observer"
     sources = sorted((TESTS / "observer").glob("*.c"))
-    subprocess.run([*command, *WARNINGS, *map(str, sources), "-o", str(built)], check=True)
+    subprocess.run([*c_compiler, *map(str, sources), "-o", str(built)], check=True)
     built.chmod(0o755)
     return built

@@ -14,10 +14,12 @@ from typing import NoReturn
 import pytest
 from agent_server import Server
 
+from cowork_nsrun.guest.image import Image, prepare
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.program import find_program
 
-TESTS = Path(__file__).parent.parent
+GUEST = Path(__file__).parent
+TESTS = GUEST.parent
 sys.path.insert(0, str(TESTS / "python"))
 
 from leftovers import processes_with  # noqa: E402 - found by the line above
@@ -33,6 +35,21 @@ def kernel(lack: Callable[[str], NoReturn]) -> Kernel:
         if probe["name"] in {"kvm", "kvm-guest", "guest-kernel"} and probe["verdict"] != "ok":
             lack(f"no machine: {probe['name']}: {probe['evidence']}")
     return choose()
+
+
+@pytest.fixture(scope="session")
+def first(open_directory: Path, c_compiler: list[str]) -> Path:
+    """A first process of a guest that is no agent."""
+    program = open_directory / "first"
+    sources = [str(GUEST / name) for name in ("first.c", "intruder.c")]
+    subprocess.run([*c_compiler, "-o", str(program), *sources], check=True)
+    return program
+
+
+@pytest.fixture
+def booted(kernel: Kernel, first: Path) -> Iterator[Image]:
+    with prepare(kernel, first) as image:
+        yield image
 
 
 @pytest.fixture

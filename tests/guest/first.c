@@ -1,4 +1,5 @@
 /* first.c - a guest's first process: does what the kernel's command line says by "do=". */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,8 @@
 #include <sys/reboot.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "intruder.h"
 
 static void load_modules(void)
 {
@@ -36,8 +39,10 @@ int main(void)
 	if (!file || !fgets(line, sizeof(line), file))
 		return 1;
 	puts("first: started");
-	if (strstr(line, "do=modules"))
+	if (strstr(line, "do=modules") || strstr(line, "do=intrude"))
 		load_modules();
+	if (strstr(line, "do=intrude"))
+		intrude();
 	if (strstr(line, "do=crash"))
 		return 1;
 	if (strstr(line, "do=stay"))

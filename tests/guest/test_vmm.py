@@ -7,37 +7,18 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from cowork_nsrun.guest.image import Image, prepare
+from cowork_nsrun.guest.image import Image
 from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, Settings, StreamRefused
-
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def first(open_directory: Path, kernel: Kernel) -> Path:
-    program = open_directory / "first"
-    compiler = shutil.which("musl-gcc") or "cc"
-    warnings = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    command = [compiler, *warnings, "-static", "-o", str(program), str(HERE / "first.c")]
-    subprocess.run(command, check=True)
-    return program
-
-
-@pytest.fixture
-def booted(kernel: Kernel, first: Path) -> Iterator[Image]:
-    with prepare(kernel, first) as image:
-        yield image
 
 
 def ends(image: Image, do: str) -> Monitor:

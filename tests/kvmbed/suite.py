@@ -56,7 +56,11 @@ STEPS = (
     Step("bed-root", INSIDE),
     Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
     Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
-    Step("guest-boot", ("tests/guest/test_vmm.py",), Job((), user=USER, groups=("kvm",))),
+    Step(
+        "guest-boot",
+        ("tests/guest/test_vmm.py", "tests/guest/test_intruder.py"),
+        Job((), user=USER, groups=("kvm",), timeout_s=900),
+    ),
     Step("microvm-root", ("tests/guest/test_exec.py",), Job((), timeout_s=900)),
     Step(
         "microvm-user",

@@ -194,6 +194,20 @@ def test_env_replaces_and_removes() -> None:
     assert Plan.from_spec(spec, ["x"], env={"C": "4"}).environment == {"C": "4"}
 
 
+def test_environment_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Sandbox(environment=(("LC_ALL", "C"),))
+    for value in ("1", "2", "\udcff", None):
+        if value is None:
+            monkeypatch.delenv("NSRUN_TEST", raising=False)
+        else:
+            monkeypatch.setenv("NSRUN_TEST", value)
+        plan = Plan.from_spec(spec, ["x"])
+        assert plan.environment == {**os.environ, "LC_ALL": "C"}
+        assert plan.environment.get("NSRUN_TEST") == value
+    # what one spec sets is not there for another
+    assert Plan.from_spec(Sandbox(), ["x"]).environment == dict(os.environ)
+
+
 @pytest.mark.parametrize("argv", [[], "true", ["a\0b"], [b"true"]])
 def test_wrong_commands_are_refused(argv: list[str]) -> None:
     with pytest.raises(SpecError) as caught:
