@@ -231,7 +231,8 @@ void intrude(void)
 	}
 	mount_all();
 	read_all();
-	spoil_data(FILES "/open/file");
+	/* what nothing below moves: the host sees that this works at all */
+	spoil_data(FILES "/open/witness");
 	for (size_t i = 0; i < sizeof(protected) / sizeof(protected[0]); i++) {
 		snprintf(path, sizeof(path), FILES "/%s", protected[i]);
 		spoil_inode(path);

@@ -36,7 +36,12 @@ class Identity:
 
 
 ROOT = Identity("root", 0, 0)
-USER = Identity("user", 12345, 12346)
+# without root's rights nobody else can be had
+USER = (
+    Identity("user", os.geteuid(), os.getegid()) if os.geteuid() else Identity("user", 12345, 12346)
+)
+# who is at work beside a sandbox
+NEIGHBOUR = USER if os.geteuid() else ROOT
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostlib import ROOT, Ended, Lack, Runner, collect, find_bwrap, running
+from hostlib import NEIGHBOUR, ROOT, Ended, Lack, Runner, collect, find_bwrap, running
 
 ROUNDS = 60
 DATA_FD = 200
@@ -60,7 +60,7 @@ class Battlefield:
 
 @contextlib.contextmanager
 def swapping(field: Battlefield, attacker: Path) -> Iterator[None]:
-    outside = Runner(attacker, ROOT)
+    outside = Runner(attacker, NEIGHBOUR)
     with running(outside.popen(["swap", field.hostile / "a", field.hostile / "b"])) as neighbour:
         yield
         assert neighbour.poll() is None, "the neighbour gave up, so nothing was raced"
@@ -128,7 +128,7 @@ def test_control_bwrap_before_0_12_is_caught(
     field = Battlefield(ground, "../../oldroot{out}")
     argv = ["--bind", field.hostile, "/h", "--ro-bind", attacker.parent, "/bin"]
     argv += ["--dir", "/h/b/made", "/bin/attacker", "reach", "/h"]
-    Runner(bwrap, ROOT).run(argv)
+    Runner(bwrap, NEIGHBOUR).run(argv)
     assert not field.untouched()
 
 
@@ -186,7 +186,7 @@ def assert_covered(mountinfo: str) -> None:
 
 
 def test_busy_machine_does_not_fail_a_destination_with_dots(
-    runner: Runner, ground: Path, attacker: Path
+    runner: Runner, ground: Path, attacker: Path, lack: Lack
 ) -> None:
     """openat2(2) answers EAGAIN to ".." whenever anything is mounted meanwhile."""
     (ground / "s" / "a").mkdir(parents=True)
@@ -196,7 +196,7 @@ def test_busy_machine_does_not_fail_a_destination_with_dots(
     argv = ["--bind", ground / "s", "/s", "--ro-bind", attacker.parent, "/bin"]
     argv += ["--tmpfs", "/s/a/up", "--tmpfs", "/s/a/../c", "/bin/attacker", "reach", "/"]
     if os.geteuid() != 0:
-        pytest.fail("only root can keep the machine's mount table busy")
+        lack("not root: who alone can keep the machine's mount table busy")
     with running(Runner(attacker, ROOT).popen(["churn", ground / "busy"])) as neighbour:
         ended = [runner.run(argv) for _ in range(3 * ROUNDS)]
         assert neighbour.poll() is None
