@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cowork_nsrun._native import Op, OpType, String, Words
+from cowork_nsrun._native import Op, OpFlag, OpType, String, Words
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.compile import EXPORTS, Refused, Translation, translate
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.tree import make_mount_point
 from cowork_nsrun.guest.view import Access, Export, view_bytes
-from cowork_nsrun.plan import OpFlag, Plan
+from cowork_nsrun.plan import Plan
 
 ENDS = ("--unshare-pid", "--unshare-net", "true")
 
