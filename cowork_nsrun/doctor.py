@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -295,8 +296,22 @@ def _profile(path: str) -> str:
     return apparmor.profile(program)
 
 
+def _cowork(words: Sequence[str]) -> int:
+    if len(words) > 1:
+        sys.stderr.write("nsrun: doctor --cowork goes with nothing else\n")
+        return 2
+    # its libraries are nobody else's business
+    from cowork_nsrun.cowork.doctor import report  # noqa: PLC0415
+
+    text, failures = report(os.environ)
+    sys.stdout.write(text)
+    return failures
+
+
 def main(words: Sequence[str]) -> int:
     """``nsrun doctor``; returns the exit status."""
+    if "--cowork" in words:
+        return _cowork(words)
     options = _parser().parse_args(words)
     if options.schema:
         sys.stdout.write(SCHEMA.read_text(encoding="utf-8"))

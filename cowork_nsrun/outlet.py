@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.spec import Egress
 
 if TYPE_CHECKING:
     from cowork_nsrun.policy import EgressThread
     from cowork_nsrun.policy.gate import OnDecision
+    from cowork_nsrun.spec import Egress
 
 PORTS = 2
 

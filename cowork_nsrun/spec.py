@@ -28,6 +28,7 @@ from typing import (
 )
 
 from cowork_nsrun.errors import SpecError
+from cowork_nsrun.namespaces import Namespace
 
 if TYPE_CHECKING:
     # what runs a spec is imported by the methods that do: a spec alone is a value
@@ -87,17 +88,6 @@ def parse_size(text: str) -> int:
     if size.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(size)
-
-
-class Namespace(StrEnum):
-    """A kind of namespace that a sandbox can have for itself: namespaces(7)."""
-
-    USER = "user"
-    IPC = "ipc"
-    PID = "pid"
-    NET = "net"
-    UTS = "uts"
-    CGROUP = "cgroup"
 
 
 # --- checks; each takes the object, its field's name, and returns nothing ---------------

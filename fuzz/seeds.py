@@ -238,7 +238,9 @@ def frame(kind: int, payload: bytes) -> bytes:
     return struct.pack("<2I", kind, len(payload)) + payload
 
 
-SETTINGS = struct.pack("<8I4Qq32s", 1, 3, 1000, 1000, 18, 24, 80, 2, 1 << 25, 64, 500, 9, 1, b"e")
+SETTINGS = struct.pack(
+    "<8I4QqQ32s", 2, 3, 1000, 1000, 18, 24, 80, 2, 1 << 25, 64, 500, 9, 1, 1 << 41, b"e"
+)
 SETTINGS += struct.pack("<2I", 4, 24)
 #: frames of csrc/guest/protocol.h, as hosts send them
 AGENTS = (

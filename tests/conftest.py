@@ -32,13 +32,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="run each Nth test only, for machines on which all take too long",
     )
+    parser.addoption(
+        "--first",
+        type=int,
+        default=0,
+        metavar="M",
+        help="with --every: begin with test M, counted from 0; N runs have all tests between them",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    every = config.getoption("every")
+    every, first = config.getoption("every"), config.getoption("first")
     if every > 1:
-        left_out = [item for number, item in enumerate(items) if number % every]
-        items[:] = items[::every]
+        left_out = [item for number, item in enumerate(items) if number % every != first]
+        items[:] = items[first::every]
         config.hook.pytest_deselected(items=left_out)
 
 

@@ -21,10 +21,11 @@ from cowork_nsrun.guest.compile import Translation, translate
 from cowork_nsrun.guest.exec import own_settings
 from cowork_nsrun.guest.limits import Limits as GuestLimits
 from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.namespaces import Namespace
 from cowork_nsrun.outlet import Outlet, hand_over_to
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.policy import environment as proxy_environment
-from cowork_nsrun.spec import Egress, Limits, Namespace
+from cowork_nsrun.spec import Egress, Limits
 
 #: machines without a command that are kept for their sessions' next ones
 IDLE_MAX = 4

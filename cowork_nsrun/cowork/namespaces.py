@@ -12,9 +12,10 @@ from cowork_nsrun import aio
 from cowork_nsrun.cowork.backends import Command, End, Running, Start
 from cowork_nsrun.cowork.log import LIFECYCLE, log
 from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.namespaces import Namespace
 from cowork_nsrun.policy import Decision
 from cowork_nsrun.policy import environment as proxy_environment
-from cowork_nsrun.spec import Egress, Namespace, Sandbox
+from cowork_nsrun.spec import Egress, Sandbox
 from cowork_nsrun.streams import PIPE
 
 

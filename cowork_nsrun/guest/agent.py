@@ -32,17 +32,19 @@ PORT = 1024
 MAX_PLAN = 64 << 20
 #: how long the agent may take to take a stream, in seconds
 PATIENCE = 60.0
+#: those there are, and those to come
+ALL_CAPABILITIES = (1 << 64) - 1
 
 _MAGIC = 0x4152534E
 _VERSION = 2
 _HELLO = struct.Struct("=4I16s")
 _FRAME = struct.Struct("=2I")
-_SETTINGS = struct.Struct("=8I4Qq32s")
+_SETTINGS = struct.Struct("=8I4QqQ32s")
 _EXITED = struct.Struct("=2I2Q2I")
 _FAILED = struct.Struct("=IiII")
 _INFO = struct.Struct("=4I72s72s")
 _STARTED = struct.Struct("=I")
-_SETTINGS_VERSION = 1
+_SETTINGS_VERSION = 2
 _CLOCK = 1
 _ENTROPY = 2
 _OUTLET = 4
@@ -98,6 +100,7 @@ class Settings:
         clock_ns: the time since 1970, for a guest that may not know it; None: leave it.
         entropy: 32 random bytes for a guest that may have none; None: leave it.
         outlet: connections to the proxy's ports in the command's network are carried here.
+        bounding: capabilities that its bounding set may have, a bit each: capabilities(7).
     """
 
     uid: int
@@ -113,6 +116,7 @@ class Settings:
     clock_ns: int | None = None
     entropy: bytes | None = None
     outlet: bool = False
+    bounding: int = ALL_CAPABILITIES
 
     def encode(self) -> bytes:
         """As they cross the wire.
@@ -141,6 +145,7 @@ class Settings:
                 0 if self.cpu is None else max(1, round(self.cpu * 1000)),
                 _milliseconds(self.deadline),
                 self.clock_ns or 0,
+                self.bounding,
                 self.entropy or b"",
             )
             return head + struct.pack(f"={len(self.groups)}I", *self.groups)

@@ -12,7 +12,6 @@ from cowork_nsrun.guest.kernel import VARIABLE, Kernel, find_kernels
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Size
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.spec import parse_size
 
 USAGE = 2
 
@@ -63,6 +62,13 @@ def _kernels(options: argparse.Namespace) -> int:
     return 0 if any(kernel.fit for kernel in found) else 1
 
 
+def _size(text: str) -> int:
+    # of all that a spec can be, this alone is wanted here, and rarely
+    from cowork_nsrun.spec import parse_size  # noqa: PLC0415
+
+    return parse_size(text)
+
+
 def _exec(options: argparse.Namespace) -> int:
     if (options.plan is None) == (not options.words):
         sys.stderr.write("nsrun: vm exec takes --plan FD, or bwrap's options and a command\n")
@@ -73,7 +79,7 @@ def _exec(options: argparse.Namespace) -> int:
         words = options.words[1:] if options.words[0] == "--" else options.words
         plan = Plan.from_argv(words)
     limits = Limits(
-        None if options.memory is None else parse_size(options.memory),
+        None if options.memory is None else _size(options.memory),
         options.pids,
         options.cpu,
         options.timeout,

@@ -21,8 +21,8 @@ from cowork_nsrun.guest.limits import Limits, of_cgroups
 from cowork_nsrun.guest.network import resolv_conf
 from cowork_nsrun.guest.tree import Mount, Tree, above, is_below, make_mount_point
 from cowork_nsrun.guest.view import Access, Export, Rule
+from cowork_nsrun.namespaces import CLONE, Namespace
 from cowork_nsrun.plan import Plan
-from cowork_nsrun.spec import Namespace
 
 #: where the guest has the exports, by their numbers
 EXPORTS = "/run/nsrun/exports"
@@ -30,7 +30,6 @@ RESOLV_CONF = "/etc/resolv.conf"
 #: what a plan's data may come to that is read from descriptors, in bytes
 DATA_LIMIT = 32 << 20
 
-_CLONE_NEWUTS = 0x04000000
 #: directories of the kernel's own making, and devices that every machine has
 _KERNELS = ("/proc", "/sys", "/dev")
 _DEVICES = frozenset(
@@ -196,7 +195,7 @@ class _Compiler:
             return
         name = os.uname().nodename
         unshare = self.native.number(Number.UNSHARE)
-        self.native.set_number(Number.UNSHARE, unshare | _CLONE_NEWUTS)
+        self.native.set_number(Number.UNSHARE, unshare | CLONE[Namespace.UTS])
         self.native.set_string(String.HOSTNAME, name)
         self.operations.append(Op(OpType.HOSTNAME, source=name))
 
@@ -250,9 +249,13 @@ class _Compiler:
     def _overlay(self, op: Op) -> None:
         assert op.dest is not None
         layers = []
+        # what is there twice overlayfs refuses, as long as it is the same in the guest, too
+        exports: dict[tuple[int, int], str] = {}
         for layer in op.layers:
             source = _Source.find(layer, f"--overlay-src {layer}")
-            layers.append(self._export(source, read_only=True))
+            if source.identity not in exports:
+                exports[source.identity] = self._export(source, read_only=True)
+            layers.append(exports[source.identity])
         self._cover(op.dest, directory=True, access=Access.HIDDEN)
         self.tree.add(Mount(self.tree.resolve(op.dest).path))
         self.operations.append(replace(op, layers=tuple(layers)))

@@ -2,21 +2,24 @@
 
 None of these formats is trusted: a stream that is damaged, or larger than its reader allows,
 is an error that says so.
+
+Each library is imported when there is something to decompress: a machine that is restored
+has nothing.
 """
 
 from __future__ import annotations
 
-import bz2
-import lzma
+# ruff: noqa: PLC0415 - see above
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import lz4.block
-import zstandard
+from typing import TYPE_CHECKING
 
 from cowork_nsrun.errors import NsrunError
+
+if TYPE_CHECKING:
+    import bz2
+    import lzma
 
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 #: of a legacy lz4 block, by its format
@@ -53,6 +56,8 @@ def _checked(name: str, data: bytes, ended: bool, limit: int) -> bytes:
 
 
 def _gzip(data: bytes, limit: int) -> bytes:
+    import zlib
+
     stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
         out = stream.decompress(data, limit + 1)
@@ -62,6 +67,8 @@ def _gzip(data: bytes, limit: int) -> bytes:
 
 
 def _bzip2(data: bytes, limit: int) -> bytes:
+    import bz2
+
     stream = bz2.BZ2Decompressor()
     try:
         out = _drained(stream, data, limit)
@@ -70,10 +77,12 @@ def _bzip2(data: bytes, limit: int) -> bytes:
     return _checked("bzip2", out, stream.eof, limit)
 
 
-def _lzma(name: str, kind: int) -> Callable[[bytes, int], bytes]:
+def _lzma(name: str, form: str) -> Callable[[bytes, int], bytes]:
     def decompress(data: bytes, limit: int) -> bytes:
+        import lzma
+
         try:
-            stream = lzma.LZMADecompressor(kind, memlimit=_WINDOW)
+            stream = lzma.LZMADecompressor(getattr(lzma, form), memlimit=_WINDOW)
             out = _drained(stream, data, limit)
         except (lzma.LZMAError, EOFError) as error:
             raise CompressionError(f"{name}: {error}") from None
@@ -95,6 +104,8 @@ def _drained(stream: bz2.BZ2Decompressor | lzma.LZMADecompressor, data: bytes, l
 
 
 def _zstd(data: bytes, limit: int) -> bytes:
+    import zstandard
+
     stream = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
     out = bytearray()
     try:
@@ -113,6 +124,8 @@ def _lz4(data: bytes, limit: int) -> bytes:
 
     A kernel's build writes the whole's size behind them, which is no block.
     """
+    import lz4.block
+
     out = bytearray()
     place = len(_LZ4_LEGACY)
     while place + 4 <= len(data):
@@ -135,12 +148,12 @@ def _lz4(data: bytes, limit: int) -> bytes:
 
 KINDS = (
     Compression("gzip", b"\x1f\x8b", _gzip),
-    Compression("xz", b"\xfd7zXZ\0", _lzma("xz", lzma.FORMAT_XZ)),
+    Compression("xz", b"\xfd7zXZ\0", _lzma("xz", "FORMAT_XZ")),
     Compression("zstd", b"\x28\xb5\x2f\xfd", _zstd),
     Compression("lz4", _LZ4_LEGACY, _lz4),
     Compression("bzip2", b"BZh", _bzip2),
     # properties of 0x5d and a dictionary's size, whose low bytes are zero
-    Compression("lzma", b"\x5d\0\0", _lzma("lzma", lzma.FORMAT_ALONE)),
+    Compression("lzma", b"\x5d\0\0", _lzma("lzma", "FORMAT_ALONE")),
 )
 
 

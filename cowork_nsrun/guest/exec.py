@@ -7,7 +7,6 @@ gets go to the command, and it ends with the command's exit status.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import sys
@@ -68,10 +67,14 @@ def execute(request: Request) -> int:
 
 
 def _teller(fd: int) -> Callable[[dict[str, object]], None]:
+    if fd < 0:
+        return lambda _: None
+    # late, since few ask
+    import json  # noqa: PLC0415
+
     def tell(record: dict[str, object]) -> None:
-        if fd >= 0:
-            with suppress(OSError):
-                os.write(fd, json.dumps(record).encode("ascii") + b"\n")
+        with suppress(OSError):
+            os.write(fd, json.dumps(record).encode("ascii") + b"\n")
 
     return tell
 
@@ -128,18 +131,20 @@ def _say_lost(network: Network | None) -> None:
 
 
 def own_settings(limits: Limits) -> Settings:
-    """This process's ids; the guest gets the time and fresh entropy."""
+    """This process's ids and rights; the guest gets the time and fresh entropy."""
+    umask, bounding = _of_status()
     settings = Settings(
         uid=os.getuid(),
         gid=os.getgid(),
         groups=tuple(os.getgroups()),
-        umask=_umask(),
+        umask=umask,
         memory=limits.memory,
         processes=limits.processes,
         cpu=limits.cpu,
         deadline=limits.timeout,
         clock_ns=time.time_ns(),
         entropy=os.urandom(32),
+        bounding=bounding,
     )
     with suppress(OSError):
         columns, rows = os.get_terminal_size(0)
@@ -147,15 +152,14 @@ def own_settings(limits: Limits) -> Settings:
     return settings
 
 
-def _umask() -> int:
-    """Of this process: umask(2) can only be asked by changing it, for all threads."""
-    for line in (
-        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ):
-        name, _, value = line.partition(":")
-        if name == "Umask":
-            return int(value, 8)
-    return 0o077
+def _of_status() -> tuple[int, int]:
+    """This process's umask and bounding set; the least, if nothing tells them.
+
+    umask(2) can only be asked by changing it, for all threads.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    told = {name: value for name, _, value in (line.partition(":\t") for line in lines)}
+    return int(told.get("Umask", "0077"), 8), int(told.get("CapBnd", "0"), 16)
 
 
 def _started(

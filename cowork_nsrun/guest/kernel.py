@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cowork_nsrun.guest import bzimage, modules
+from cowork_nsrun.guest import bzimage, compression, modules
 from cowork_nsrun.guest.bzimage import KernelError
 
 VARIABLE = "NSRUN_GUEST_KERNEL"
@@ -280,7 +278,7 @@ def _from_tree(top: Path, release: str) -> _Loads:
 
 
 def _configuration(path: Path, release: str, roots: Roots) -> dict[str, str] | None:
-    """The options that a kernel was built with, by name; None: nothing tells."""
+    """What a kernel was built with of what a guest needs, by option; None: nothing tells."""
     for place in (path.with_name(f"config-{release}"), path.with_name("config"),
                   roots.below("/boot") / f"config-{release}",
                   roots.below("/lib/modules") / release / "config"):  # fmt: skip
@@ -298,12 +296,20 @@ def _text(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             data = file.read(_CONFIG_LIMIT)
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error):
+        kind = compression.kind_of(data)
+        if kind is not None:
+            data = kind.decompress(data, _CONFIG_LIMIT)
+    except (OSError, compression.CompressionError):
         return None
     return data.decode(errors="replace")
 
 
 def _options(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^CONFIG_(\w+)=(\S+)$", text, re.MULTILINE))
+    """Those that are asked for; a configuration has ten thousand."""
+    found = {}
+    lines = f"\n{text}"
+    for name in (*BUILT_IN, *NEEDED.values(), NETWORK[1]):
+        _, there, rest = lines.partition(f"\nCONFIG_{name}=")
+        if there:
+            found[name] = rest.partition("\n")[0].strip()
+    return found

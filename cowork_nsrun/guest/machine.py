@@ -17,7 +17,6 @@ from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest import cache, template
 from cowork_nsrun.guest.agent import Agent, Command, Outlet, Settings
 from cowork_nsrun.guest.compile import EXPORTS, Translation
-from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.view import Export, view_file
@@ -106,6 +105,9 @@ class Machine(Closing):
         self._numbers: dict[tuple[Export, ...], int] = {}
 
     def _booted(self, kernel: Kernel, agent: Path, settings: MonitorSettings) -> Monitor:
+        # a machine that is restored needs no image
+        from cowork_nsrun.guest.image import prepare  # noqa: PLC0415
+
         with prepare(kernel, agent, network=self.network is not None) as image:
             return Monitor(image, replace(settings, network=self.network))
 

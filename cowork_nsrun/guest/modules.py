@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,13 @@ class Tree:
         top: that directory.
         builtin: names of what the kernel has without a module.
         files: of each module, relative to the top.
-        needs: what has to be loaded before it, by the same names, nearest first.
+        needs: the files of what has to be loaded before it, nearest first, as modules.dep has it.
     """
 
     top: Path
     builtin: frozenset[str]
     files: Mapping[str, str]
-    needs: Mapping[str, Sequence[str]]
+    needs: Mapping[str, str]
 
     def has(self, name: str) -> bool:
         """Whether the kernel has it, built in or as a module."""
@@ -66,8 +66,8 @@ class Tree:
         if name in above:
             raise KernelError(f"{self.top}/modules.dep: {name} needs itself", path=str(self.top))
         # the farthest first: "virtio_blk: virtio_ring virtio"
-        for other in reversed(self.needs[name]):
-            self._visit(other, order, above | {name})
+        for other in reversed(self.needs[name].split()):
+            self._visit(name_of(other), order, above | {name})
         order[name] = None
 
 
@@ -78,13 +78,13 @@ def read_tree(top: Path) -> Tree:
         OSError: one can't be read.
     """
     files: dict[str, str] = {}
-    needs: dict[str, list[str]] = {}
+    needs: dict[str, str] = {}
     for line in _lines(top / "modules.dep"):
         path, colon, rest = line.partition(":")
-        if not colon or ".." in Path(path).parts or path.startswith("/"):
+        if not colon or ".." in path.split("/") or path.startswith("/"):
             continue
         files[name_of(path)] = path
-        needs[name_of(path)] = [name_of(other) for other in rest.split()]
+        needs[name_of(path)] = rest
     builtin = frozenset(name_of(line) for line in _lines(top / "modules.builtin") if line)
     return Tree(top, builtin, files, needs)
 

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 from contextlib import ExitStack, suppress
-from ipaddress import ip_address
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.guest.vmm import GuestError, find_beside
@@ -147,6 +146,8 @@ def resolv_conf(host: str) -> str | None:
 
 
 def _is_loopback(server: str) -> bool:
+    from ipaddress import ip_address  # noqa: PLC0415 - most machines need none of it
+
     try:
         address = ip_address(server)
     except ValueError:

@@ -27,7 +27,6 @@ from typing import BinaryIO
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.guest import cache
-from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.guest.vmm import (
     COMMAND_LINE,
@@ -142,6 +141,9 @@ class Template(Closing):
         """
 
         def make(file: BinaryIO) -> None:
+            # what is there already needs no image
+            from cowork_nsrun.guest.image import prepare  # noqa: PLC0415
+
             with prepare(kernel, agent) as image, Monitor(image, settings) as monitor:
                 monitor.wait_running()
                 wait_ready(monitor)

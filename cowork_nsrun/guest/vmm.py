@@ -23,15 +23,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.errors import NsrunError
-from cowork_nsrun.guest.image import Image
 from cowork_nsrun.guest.threads import start_thread
 from cowork_nsrun.program import find_program
 
 if TYPE_CHECKING:
+    from cowork_nsrun.guest.image import Image
     from cowork_nsrun.guest.network import Network
 
 log = logging.getLogger(__name__)
@@ -169,6 +169,7 @@ class Ends:
     messages: socket.socket
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a machine is made from."""
 
@@ -255,7 +256,7 @@ class Monitor(Closing):
         self._gone = False
         self._over = threading.Event()
         self._running = threading.Event()
-        if isinstance(source, Image):
+        if not isinstance(source, Source):
             source = Boot(source)
         with ExitStack() as theirs:
             control, self._control = self._pair(theirs, socket.SOCK_SEQPACKET)

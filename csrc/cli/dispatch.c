@@ -130,9 +130,8 @@ static int plan_file(const struct dispatch *d)
 /* Python's part boots the machine, in this very process: what dies with us dies with it. */
 static int run_kvm(const struct dispatch *d, int tell)
 {
-	static char program[] = "nsrun", word[] = "vm", exec[] = "exec", option[] = "--plan";
 	char number[16];
-	char *argv[] = { program, word, exec, option, number, NULL };
+	char *words[] = { number, NULL };
 	pid_t parent = getppid();
 	sigset_t sigchld;
 	int fd;
@@ -150,7 +149,7 @@ static int run_kvm(const struct dispatch *d, int tell)
 	sigaddset(&sigchld, SIGCHLD);
 	sigprocmask(SIG_UNBLOCK, &sigchld, NULL);
 	snprintf(number, sizeof(number), "%d", fd);
-	return nsr_python(argv);
+	return nsr_python("cowork_nsrun.guest.start", "--backend kvm", words);
 }
 
 static void add(struct nsr_diag *diag, const char *text)

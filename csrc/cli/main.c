@@ -118,7 +118,7 @@ int main(int argc, char **argv)
 	/* a caller that ignores SIGCHLD would make our children unwaitable */
 	signal(SIGCHLD, SIG_DFL);
 	if (!as_bwrap && argc > 1 && argv[1][0] != '-' && argv[1][0])
-		return nsr_python(argv);
+		return nsr_python("cowork_nsrun.cli", argv[1], argv + 1);
 	/* nothing is left to flush; exit(3) would only touch more pages */
 	_exit(run(argc, argv, as_bwrap));
 }

@@ -27,28 +27,27 @@ static int beside(char out[PATH_SIZE])
 	return 0;
 }
 
-int nsr_python(char **argv)
+int nsr_python(const char *module, const char *what, char **words)
 {
-	static char module_flag[] = "-m", module[] = "cowork_nsrun.cli", isolated[] = "-I";
 	static char python[PATH_SIZE];
 	size_t n = 0;
-	char **words;
+	const char **argv;
 
-	while (argv[n])
+	while (words[n])
 		n++;
-	words = calloc(n + 4, sizeof(*words));
-	if (!words || beside(python)) {
+	argv = calloc(n + 5, sizeof(*argv));
+	if (!argv || beside(python)) {
 		fprintf(stderr, "nsrun: %s: no Python beside this program; install the "
-			"cowork-nsrun package\n", argv[1]);
+			"cowork-nsrun package\n", what);
 		return EXIT_FAILURE;
 	}
-	words[0] = python;
-	words[1] = isolated;
-	words[2] = module_flag;
-	words[3] = module;
-	memcpy(words + 4, argv + 1, (n - 1) * sizeof(*words));
-	execv(python, words);
+	argv[0] = python;
+	argv[1] = "-I";
+	argv[2] = "-m";
+	argv[3] = module;
+	memcpy(argv + 4, words, n * sizeof(*words));
+	execv(python, (char **)argv);
 	fprintf(stderr, "nsrun: %s: can't start %s: %s; '%s' is not an option, and words need "
-		"the cowork-nsrun package\n", argv[1], python, strerror(errno), argv[1]);
+		"the cowork-nsrun package\n", what, python, strerror(errno), what);
 	return EXIT_FAILURE;
 }

@@ -2,7 +2,10 @@
 #ifndef NSR_PYTHON_H
 #define NSR_PYTHON_H
 
-/* "nsrun WORD ...": hand over to the Python installed beside this program. */
-int nsr_python(char **argv);
+/*
+ * Hand over to the Python installed beside this program: a module of ours, with
+ * words for it, a NULL behind them.  what is asked for, if that can't be done.
+ */
+int nsr_python(const char *module, const char *what, char **words);
 
 #endif

@@ -85,6 +85,24 @@ int nsr_caps_bound(uint64_t keep)
 	return 0;
 }
 
+int nsr_caps_limit(uint64_t keep)
+{
+	struct nsr_cap_header header = { NSR_CAP_VERSION_3, 0 };
+	struct nsr_cap_data data[2];
+	long ret = SYS2(SYS_capget, &header, data);
+
+	if (ret < 0)
+		return (int)ret;
+	for (int i = 0; i < 2; i++) {
+		uint32_t half = (uint32_t)(keep >> 32 * i);
+
+		data[i].effective &= half;
+		data[i].permitted &= half;
+		data[i].inheritable &= half;
+	}
+	return (int)SYS2(SYS_capset, &header, data);
+}
+
 void nsr_caps_raise_ambient(uint64_t caps)
 {
 	for (int i = 0; i < CAP_BITS; i++)

@@ -17,6 +17,9 @@ int nsr_caps_write(uint64_t caps);
 /* Take what is not in keep from the bounding set. */
 int nsr_caps_bound(uint64_t keep);
 
+/* Take it from the permitted, effective and inheritable sets, too. */
+int nsr_caps_limit(uint64_t keep);
+
 /* Raise all of caps in the ambient set; what the kernel refuses stays down. */
 void nsr_caps_raise_ambient(uint64_t caps);
 

@@ -41,7 +41,7 @@ enum {
 	NSR_AGENT_PORT = 1024,
 	NSR_AGENT_MAGIC = 0x4152534e,   /* "NSRA" */
 	NSR_AGENT_VERSION = 2,
-	NSR_SETTINGS_VERSION = 1,
+	NSR_SETTINGS_VERSION = 2,
 	NSR_TOKEN_BYTES = 16,
 	NSR_ENTROPY_BYTES = 32,
 	NSR_FRAME_MAX = 64 << 10,       /* of any frame but PLAN, ... */
@@ -115,9 +115,10 @@ struct nsr_settings {
 	uint64_t cpu_thousandths;       /* ... and of one processor's time; 0: no limit */
 	uint64_t deadline_ms;           /* from the start on; 0: none */
 	int64_t clock_ns;               /* since 1970 */
+	uint64_t bounding;              /* capabilities that the caller's bounding set has */
 	uint8_t entropy[NSR_ENTROPY_BYTES];
 };
-_Static_assert(sizeof(struct nsr_settings) == 104, "on the wire");
+_Static_assert(sizeof(struct nsr_settings) == 112, "on the wire");
 
 struct nsr_started {
 	uint32_t pid;                   /* of the process that all others descend from */

@@ -77,10 +77,13 @@ static int open_terminal(struct stdio *stdio, const struct nsr_settings *setting
 	if (ioctl(master, TIOCSPTLCK, &unlocked) ||
 	    (settings->rows && ioctl(master, TIOCSWINSZ, &window)))
 		return -errno;
-	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	/* O_CLOEXEC would stay among the flags of the open file, which the command sees */
+	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY);
 	if (slave < 0)
 		return -errno;
 	stdio->theirs[0] = slave;
+	if (fcntl(slave, F_SETFD, FD_CLOEXEC))
+		return -errno;
 	for (int i = 1; i < 3; i++) {
 		stdio->theirs[i] = fcntl(slave, F_DUPFD_CLOEXEC, 0);
 		if (stdio->theirs[i] < 0)

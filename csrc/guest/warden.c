@@ -120,7 +120,10 @@ static int enter_limits(const struct nsr_job *job)
 static int take_ids(const struct nsr_job *job)
 {
 	const struct nsr_settings *head = &job->settings.head;
+	int ret = nsr_caps_bound(head->bounding);
 
+	if (ret)
+		return ret;
 	/* the one user that this namespace has, with no more rights than a user has */
 	if (job->own_userns)
 		return nsr_caps_write(0);
@@ -128,6 +131,10 @@ static int take_ids(const struct nsr_job *job)
 	    setresgid(head->gid, head->gid, head->gid) ||
 	    setresuid(head->uid, head->uid, head->uid))
 		return -errno;
+	/* as for a program that the caller executes */
+	ret = nsr_caps_limit(head->bounding);
+	if (ret)
+		return ret;
 	/* lost by that; id maps are written through our own /proc entry */
 	return prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) ? -errno : 0;
 }

@@ -14,7 +14,7 @@ from hostlib import MARKER, Lack, becomes, kill_marked, marked, new_marker
 
 from cowork_nsrun import Bind, Limits, NsrunError, Sandbox, SpecError, Tmpfs, aio, popen, run
 from cowork_nsrun._native import landlock_abi
-from cowork_nsrun.spec import Namespace
+from cowork_nsrun.namespaces import Namespace
 
 InPython = Callable[[Callable[[], Any]], Any]
 DAEMON = "(setsid sh -c 'sleep 500 & sleep 500' >/dev/null 2>&1 &); "

@@ -3,15 +3,17 @@ fact, with its tag, the reason, and exactly where.  A divergence that no row mat
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from differences import Comparison, Known, Matcher, closed
 from harness import NOTHING, Case, Divergence
+
+from cowork_nsrun.guest.compile import EXPORTS
 
 
 class Tag(Enum):
@@ -34,6 +36,10 @@ KERNELS = {"devtmpfs", "proc", "sysfs", "cgroup2", "devpts", "mqueue", "security
 KERNELS_OWN = ("/proc", "/sys", "/dev")
 #: of the list of soft and hard limits: processes, open files, pending signals
 MACHINES_LIMITS = {12, 13, 14, 15, 22, 23}
+#: options of a mount that forbid something
+WALLS = {"ro", "nosuid", "nodev", "noexec"}
+#: the same of statfs(2)
+STATFS_WALLS = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 DEV_NULL = os.makedev(1, 3)
 FUSE_MAGIC = "65735546"
 TMPFS_MAGIC = "1021994"
@@ -81,9 +87,12 @@ def shared_files(divergence: Divergence, comparison: Comparison) -> bool:
 def file_systems(divergence: Divergence, comparison: Comparison) -> bool:
     """What statfs(2) says: of a bind its own type; of a tmpfs a part of the memory there is."""
     found = re.fullmatch(r"seen\.stat\.(.*)\.(type|bytes|flags)", divergence.path)
-    if found is None:
+    if found is None or NOTHING in (divergence.expected, divergence.actual):
         return False
     kind = comparison.actual.seen["stat"][found[1]].get("type")
+    if found[2] == "flags":
+        forbids = int(divergence.expected, 16) & STATFS_WALLS
+        return kind == FUSE_MAGIC and forbids & ~int(divergence.actual, 16) == 0
     return kind == FUSE_MAGIC or (kind == TMPFS_MAGIC and found[2] == "bytes")
 
 
@@ -95,9 +104,28 @@ def own_kernel(divergence: Divergence, comparison: Comparison) -> bool:
     )
     return (
         found is not None
-        and found["fact"] in ("fs", "device")
+        and found["fact"] in ("fs", "device", "options")
         and expected == actual
         and actual in KERNELS
+        and as_closed(found["point"], comparison)
+    )
+
+
+def overlay_layers(divergence: Divergence, _: Comparison) -> bool:
+    """As many lower layers, each an export; all other options are the same.
+
+    A colon in a name has a backslash before it, which mountinfo writes as a number.
+    """
+    lower = re.compile(r"(?<=,lowerdir=)[^,]*")
+    expected, actual = str(divergence.expected), str(divergence.actual)
+    names = lower.search(actual)
+    return (
+        divergence.path.endswith(".fs")
+        and expected.startswith("overlay ")
+        and lower.sub("", expected) == lower.sub("", actual)
+        and names is not None
+        and all(re.fullmatch(rf"{EXPORTS}/\d+", name) for name in names[0].split(":"))
+        and names[0].count(":") == len(re.findall(r"(?<!\\134):", lower.findall(expected)[0]))
     )
 
 
@@ -112,43 +140,111 @@ def made_numbers(divergence: Divergence, _: Comparison) -> bool:
     )
 
 
-def kernels_places(case: Case) -> list[str]:
-    """Where a case has the kernel's own directories, which the guest has of its own."""
+def kernels_places(case: Case) -> set[str]:
+    """Where binds of a case bring the kernel's own directories, which the guest has of its own."""
+    inside = {dest for source, dest in binds(case) if below_any(source, KERNELS_OWN)}
+    return brought(case, KERNELS_OWN) | inside
+
+
+def below_any(path: str, tops: Iterable[str]) -> bool:
+    return any(path.startswith(f"{top}/") for top in tops)
+
+
+def binds(case: Case) -> list[tuple[str, str]]:
+    """Source and destination of each bind, without slashes at their ends."""
     given = words(case)
-    places = list(KERNELS_OWN)
-    for option, source, dest in zip(given, given[1:], given[2:], strict=False):
-        if re.fullmatch(r"--(ro-|dev-)?bind(-try)?", option):
-            below = [name for name in KERNELS_OWN if source == "/" or name.startswith(source)]
-            places += [dest.rstrip("/") + name.removeprefix(source.rstrip("/")) for name in below]
-            places += [dest for name in KERNELS_OWN if source.startswith(f"{name}/")]
-    return places
+    return [
+        (source.rstrip("/"), dest.rstrip("/"))
+        for option, source, dest in zip(given, given[1:], given[2:], strict=False)
+        if re.fullmatch(r"--(ro-|dev-)?bind(-try)?", option)
+    ]
 
 
-def binds_mounts(case: Case) -> bool:
-    """Whether a source has the host's own mounts below it."""
-    return any(
-        re.fullmatch(r"--(ro-|dev-)?bind(-try)?", option) and source in ("/", *KERNELS_OWN)
-        for option, source in itertools.pairwise(words(case))
-    )
+def brought(case: Case, points: Iterable[str]) -> set[str]:
+    """Where binds of a case bring such mount points, themselves or by what is below them."""
+    return {
+        dest + point.removeprefix(source) or "/"
+        for source, dest in binds(case)
+        for point in points
+        if f"{point}/".startswith(f"{source}/")
+    }
+
+
+def host_mounts() -> frozenset[str]:
+    """Mount points of the host's; a process's own directory has no number here."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="latin-1").splitlines()
+    return frozenset(line.split()[4] for line in lines)
+
+
+def visible(mounts: Iterable[str], path: str) -> str:
+    """The key of the mount that a path leads to.
+
+    Keys are in the order of the tree of mounts, each with its depth.
+    """
+    below: dict[str, dict[str, str]] = {}
+    chain: list[str] = []
+    for key in mounts:
+        point, _, depth = key.rstrip("'").rpartition("@")
+        del chain[int(depth) :]
+        below.setdefault(chain[-1] if chain else "", {})[point] = key
+        chain.append(key)
+    here = below.get("", {}).get("/", "")
+    parts = path.strip("/").split("/")
+    for place in ("/", *("/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1))):
+        while place in below.get(here, {}):
+            here = below[here][place]
+    return here
+
+
+def walls(mount: Mapping[str, str]) -> set[str]:
+    """What a mount forbids."""
+    return set(mount.get("options", "").split(",")) & WALLS
+
+
+def as_closed(path: str, comparison: Comparison) -> bool:
+    """What a path leads to forbids as much in the guest, and is a mount of the plan's if it was."""
+    sides = [side.seen.get("mounts", {}) for side in (comparison.expected, comparison.actual)]
+    keys = [visible(mounts, path) for mounts in sides]
+    expected, actual = (mounts.get(key, {}) for mounts, key in zip(sides, keys, strict=True))
+    if not walls(expected) <= walls(actual):
+        return False
+    # its device is none that the host has
+    if not str(expected.get("device", "")).startswith("made"):
+        return True
+    points = {key.rpartition("@")[0] for key in keys}
+    kinds = {str(mount.get("fs", "")).partition(" ")[0] for mount in (expected, actual)}
+    return len(points) == len(kinds) == 1
 
 
 def below_kernels(divergence: Divergence, comparison: Comparison) -> bool:
     """A mount or file in a /proc, /sys or /dev that is bound: the guest's."""
-    found = re.fullmatch(r"seen\.(?:mounts|tree|asked_tree)\.(/.*?)(@\d+'*)?\.\w+", divergence.path)
+    found = re.fullmatch(r"seen\.(mounts|tree|asked_tree)\.(/.*?)(@\d+'*)?\.\w+", divergence.path)
     return (
         found is not None
-        and binds_mounts(comparison.case)
-        and any(f"{found[1]}/".startswith(f"{place}/") for place in kernels_places(comparison.case))
+        and any(f"{found[2]}/".startswith(f"{place}/") for place in kernels_places(comparison.case))
+        and (found[1] != "mounts" or as_closed(found[2], comparison))
     )
 
 
 def mounts_below(divergence: Divergence, comparison: Comparison) -> bool:
-    """The host's mounts below a bind: files of one export."""
+    """The host's mounts below a bind: files of one export, on which others may lie."""
     found = MOUNT.fullmatch(divergence.path)
     return (
         found is not None
-        and binds_mounts(comparison.case)
-        and NOTHING in (divergence.expected, divergence.actual)
+        and found["point"] in brought(comparison.case, host_mounts())
+        and as_closed(found["point"], comparison)
+    )
+
+
+def propagation(divergence: Divergence, _: Comparison) -> bool:
+    """Outside, mounts made later on the host would come into a bind."""
+    found = MOUNT.fullmatch(divergence.path)
+    return (
+        found is not None
+        and found["fact"] == "propagation"
+        and isinstance(divergence.expected, list)
+        and all(tag.startswith("master:") for tag in divergence.expected)
+        and divergence.actual == []
     )
 
 
@@ -193,17 +289,28 @@ def limits(divergence: Divergence, _: Comparison) -> bool:
     )
 
 
+TERMINALS = re.compile(
+    r"seen\.(fds\.[012]\.rdev|process\.(sid|pgid|stat\.foreground)|tree\./dev/console\.[ug]id)"
+)
+
+
 def terminal(divergence: Divergence, comparison: Comparison) -> bool:
-    """The terminal is the guest's, and so is its session."""
-    return comparison.case.tty and (
-        re.fullmatch(
-            r"seen\.(fds\.[012]\.(flags|rdev)|process\.(sid|pgid|stat\..*))", divergence.path
-        )
-        is not None
-    )
+    """The terminal is the guest's, and so is its session; it belongs to who runs the command."""
+    return comparison.case.tty and TERMINALS.fullmatch(divergence.path) is not None
 
 
 # ---- differs ------------------------------------------------------------------------
+
+
+def new_session(divergence: Divergence, comparison: Comparison) -> bool:
+    """The terminal stays the command's, but is not the host's."""
+    facts = {"seen.process.dev_tty": ("errno 6", "ok"),
+             "seen.process.stat.terminal": ("none", "some")}  # fmt: skip
+    return (
+        comparison.case.tty
+        and "--new-session" in words(comparison.case)
+        and facts.get(divergence.path) == (divergence.expected, divergence.actual)
+    )
 
 
 def descriptors(divergence: Divergence, _: Comparison) -> bool:
@@ -222,16 +329,13 @@ def closed_streams(divergence: Divergence, comparison: Comparison) -> bool:
 
 
 def process_state(divergence: Divergence, comparison: Comparison) -> bool:
-    """Of the caller: ignored and blocked signals, niceness, a cut bounding set."""
+    """Of the caller: ignored and blocked signals, niceness, limits of open files."""
     facts = {
         "ignore": r"process\.(ignored|status\.SigIgn)",
         "block": r"process\.(blocked|status\.SigBlk)",
         "nice": r"process\.(nice|stat\.priority)",
         "files": r"process\.rlimits",
     }
-    if "bounding" in comparison.case.launch:
-        # what a root can do whom that cuts short, and whether there is a sandbox at all
-        return True
     return any(
         set_up in comparison.case.launch and re.fullmatch(rf"seen\.{fact}", divergence.path)
         for set_up, fact in facts.items()
@@ -340,6 +444,13 @@ ROWS: tuple[Row, ...] = (
     ),
     row(
         Tag.TRANSLATED,
+        "overlay-layers",
+        "names of an overlay's lower layers",
+        "they are exports",
+        overlay_layers,
+    ),
+    row(
+        Tag.TRANSLATED,
         "made-numbers",
         "which number a file system of the sandbox's own gets here",
         "the file server's is one more before them",
@@ -361,6 +472,13 @@ ROWS: tuple[Row, ...] = (
     ),
     row(
         Tag.TRANSLATED,
+        "propagation",
+        "binds of a host whose mounts are shared receive from them",
+        "the file server shows what is mounted below a source, with no mount in the guest",
+        propagation,
+    ),
+    row(
+        Tag.TRANSLATED,
         "standard-input",
         "standard input is a pipe",
         "the agent writes into it what the host side reads",
@@ -369,7 +487,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.TRANSLATED,
         "terminal",
-        "flags of a terminal's descriptors, its session",
+        "number, session and owner of a terminal",
         "the terminal is the guest's",
         terminal,
     ),
@@ -417,6 +535,13 @@ ROWS: tuple[Row, ...] = (
     ),
     row(
         Tag.DIFFERS,
+        "new-session",
+        "--new-session on a terminal: it is still the controlling one",
+        "it is the guest's, whose keys could not be signals else; the host's is out of reach",
+        new_session,
+    ),
+    row(
+        Tag.DIFFERS,
         "closed-streams",
         "standard streams that the caller left closed",
         "the agent gives /dev/null, which is what a program can rely on",
@@ -425,7 +550,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.DIFFERS,
         "process-state",
-        "ignored and blocked signals, niceness, limits and bounding set of the caller",
+        "ignored and blocked signals, niceness and limits of the caller",
         "they hold for the process on the host that stands for the command",
         process_state,
     ),

@@ -7,7 +7,6 @@ On KVM that runs stock kernels alone.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -106,20 +105,20 @@ class Caller:
 
 @pytest.fixture(scope="module")
 def callers(pair: Pair, bench: Bench) -> dict[str, Caller]:
-    """With a machine saved already: the first boot takes long, and a case has its limits."""
+    """With both machines saved already: a boot takes long, and a case has its limits."""
     kvm = Path("/dev/kvm").stat().st_gid
-    user = replace(USER, groups=(*USER.groups, kvm))
-    found = {}
-    for identity in (ROOT, user):
-        cache = bench.directory / f"cache-{identity.name}"
-        cache.mkdir(mode=0o700)
-        os.chown(cache, identity.uid, identity.gid)
-        found[identity.name] = Caller(identity, cache)
-        for network in ((), ("--unshare-net",)):
-            case = Case("first", ("--unshare-pid", *network, *HOST, "true"))
-            prepared = bench.prepare(pair.machine, found[identity.name].case(case), identity, None)
-            subprocess.run(prepared.command, env=dict(prepared.environment), check=True)
-    return found
+    root = Caller(ROOT, bench.directory / "cache-root")
+    user = Caller(replace(USER, groups=(*USER.groups, kvm)), bench.directory / "cache-user")
+    root.cache.mkdir(mode=0o700)
+    for network in ((), ("--unshare-net",)):
+        case = root.case(Case("first", ("--unshare-pid", *network, *HOST, "true")))
+        prepared = bench.prepare(pair.machine, case, root.identity, None)
+        subprocess.run(prepared.command, env=dict(prepared.environment), check=True)
+    # whose they are is no part of what they are named by
+    subprocess.run(["cp", "-a", "--sparse=always", root.cache, user.cache], check=True)
+    owner = f"{user.identity.uid}:{user.identity.gid}"
+    subprocess.run(["chown", "-R", owner, user.cache], check=True)
+    return {caller.identity.name: caller for caller in (root, user)}
 
 
 @pytest.mark.usefixtures("as_root")

@@ -175,6 +175,9 @@ def test_overlays(top: Path) -> None:
     found = made("--overlay-src", top / "a", "--overlay-src", top / "other", "--tmp-overlay", "/x")
     assert [each.read_only for each in found.exports] == [True, True]
     assert operations(found)[0].layers == (f"{EXPORTS}/0", f"{EXPORTS}/1")
+    # a layer that is there twice is for the guest's kernel to refuse
+    found = made("--overlay-src", top / "a", "--overlay-src", top / "a", "--ro-overlay", "/x")
+    assert operations(found)[0].layers == (f"{EXPORTS}/0", f"{EXPORTS}/0")
     with pytest.raises(Refused, match="--overlay /x: "):
         made("--overlay-src", top / "a", "--overlay", top / "other", top / "a/d", "/x")
 

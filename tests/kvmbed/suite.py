@@ -92,8 +92,9 @@ STEPS = (
     Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=1800)),
     Step("vsock-root", ("tests/vmm/test_vsock.py",)),
     Step("snapshot-root", ("tests/guest/test_template.py",)),
-    # samples: all would take 4 and 20 minutes
+    # samples: all would take 4 minutes, 20, and hours; root runs the cases of the user too
     Step("hostile-root", ("tests/hostile", "--every=2")),
+    Step("differential-machine", (MACHINES, "--every=37"), Job((), timeout_s=1800)),
     Step(
         "differential-root",
         ("tests/differential", f"--ignore={MACHINES}", "--every=23"),
@@ -113,8 +114,6 @@ SOAKS = (
         ("tests/guest/test_template.py",),
         Job((), timeout_s=7200, environment={"NSRUN_CLONES": "100"}),
     ),
-    # a sample; root runs the cases of the user too
-    Step("differential-machine", (MACHINES, "--every=67"), Job((), timeout_s=1800)),
     # the whole corpus: some hours
     Step("differential-machine-soak", (MACHINES,), Job((), timeout_s=36000)),
     Step(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import cowork_nsrun
-from cowork_nsrun import Bind, Sandbox, SpecError, Tmpfs, cli, profile
+from cowork_nsrun import Bind, Sandbox, SpecError, Tmpfs, cli, profile, run_word
 from cowork_nsrun.program import find_program
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -187,7 +187,7 @@ MINIMAL = Sandbox.minimal()
     ],
 )
 def test_options_make_a_sandbox(words: list[str], expected: Sandbox) -> None:
-    assert cli.parse_run([*words, "--", "cmd", "--pids", "1"]) == cli.RunRequest(
+    assert run_word.parse_run([*words, "--", "cmd", "--pids", "1"]) == run_word.RunRequest(
         expected,
         ["cmd", "--pids", "1"],
         quiet=False,
@@ -214,16 +214,16 @@ def agent(shared: Path) -> Path:
 
 def test_options_come_after_the_profile(agent: Path, tmp_path: Path) -> None:
     begin = ["--profile", str(agent)]
-    spec = cli.parse_run([*begin, "--", "true"]).spec
+    spec = run_word.parse_run([*begin, "--", "true"]).spec
     assert spec == profile.load(agent)
     assert not spec.limits.best_effort
     words = ["--memory", "64M", "--env", "A=option", "--timeout", "1", "--network", "none"]
-    changed = cli.parse_run([*words, *begin, "--tmpfs", "/scratch", "--", "true"]).spec
+    changed = run_word.parse_run([*words, *begin, "--tmpfs", "/scratch", "--", "true"]).spec
     assert changed == spec.limit(memory=2**26).env(A="option").network("none").replace(
         timeout=1.0
     ).add(Tmpfs("/scratch"))
     assert changed.limits.pids == 100
-    moved = cli.parse_run([*begin, "--workspace", str(tmp_path), "--", "true"]).spec
+    moved = run_word.parse_run([*begin, "--workspace", str(tmp_path), "--", "true"]).spec
     assert moved.cwd == str(tmp_path)
     assert moved.filesystem == (*spec.filesystem, Bind(str(tmp_path), str(tmp_path)))
 
@@ -231,7 +231,7 @@ def test_options_come_after_the_profile(agent: Path, tmp_path: Path) -> None:
 def test_a_best_effort_of_the_profile_stays(tmp_path: Path) -> None:
     file = tmp_path / "p.json"
     file.write_text('{"limits": {"pids": 5, "best_effort": true}}')
-    spec = cli.parse_run(["--profile", str(file), "--pids", "6", "--", "true"]).spec
+    spec = run_word.parse_run(["--profile", str(file), "--pids", "6", "--", "true"]).spec
     assert spec == Sandbox().limit(pids=6, best_effort=True)
 
 
@@ -250,7 +250,7 @@ def test_a_best_effort_of_the_profile_stays(tmp_path: Path) -> None:
 )
 def test_options_that_can_t_be_are_named(words: list[str], field: str) -> None:
     with pytest.raises(SpecError) as caught:
-        cli.parse_run([*words, "--", "true"])
+        run_word.parse_run([*words, "--", "true"])
     assert caught.value.field == field
 
 

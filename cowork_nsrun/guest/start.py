@@ -1,0 +1,22 @@
+"""``nsrun --backend kvm``: its plan, in a machine of its own.
+
+The nsrun program starts this (``python3 -I -m cowork_nsrun.guest.start FD``), with the plan in
+an open file.  Every module that is imported here delays a command by as much.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+# nothing that the imports make is garbage: looking for some takes a tenth of their time
+gc.disable()
+
+from cowork_nsrun.cli import reported  # noqa: E402
+from cowork_nsrun.guest.exec import Request, execute, read_plan  # noqa: E402
+
+gc.freeze()
+gc.enable()
+
+if __name__ == "__main__":
+    sys.exit(reported(lambda: execute(Request(read_plan(int(sys.argv[1]))))))
