@@ -10,10 +10,11 @@ STEPS ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test fs-test soak kvm-test kvm-soak bench check fuzz clean
+.PHONY: help build run test fs-test soak kvm-test kvm-soak guest-kernel guest-kernel-install bench
+.PHONY: check fuzz clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Install nsrun and the Python package into .venv
 	@scripts/setup build
@@ -47,6 +48,16 @@ kvm-soak: ## Steps of kvm-test that take long
 	@scripts/setup kvm
 	@$(PYTHON) -m tests.kvmbed.suite --soak $(STEPS)
 
+# options of the next two: LINUX_SOURCE=linux-source-6.12, or a tarball's path; JOBS=2
+GUEST_KERNEL = scripts/setup guest-kernel && $${PYTHON3:-python3} packaging/guest-kernel/build.py \
+	--source "$${LINUX_SOURCE-}" --jobs "$${JOBS:-$$(nproc)}"
+
+guest-kernel: ## Build a small kernel for microVMs, of the distribution's source package
+	@$(GUEST_KERNEL)
+
+guest-kernel-install: ## The same, and put it where nsrun looks for this user's kernels
+	@$(GUEST_KERNEL) --install
+
 bench: ## Compare with bwrap and others; writes docs/bench
 	@scripts/setup bench
 	@$(PYTHON) -m bench
@@ -63,6 +74,7 @@ check: ## Lint, formatting, types
 	@.venv/bin/mypy tests/fs
 	@.venv/bin/mypy tests/guest tests/python/leftovers.py tests/vmm/inject.py
 	@.venv/bin/mypy -p tests.kvmbed
+	@.venv/bin/mypy packaging/guest-kernel/build.py
 	@shellcheck scripts/setup fuzz/run .ci/run tests/kvmbed/run
 	@shellcheck -s dash tests/kvmbed/init tests/kvmbed/main
 

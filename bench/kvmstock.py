@@ -27,7 +27,7 @@ from cowork_nsrun.guest.agent import Agent
 from cowork_nsrun.guest.agent import Settings as CommandSettings
 from cowork_nsrun.guest.compile import translate
 from cowork_nsrun.guest.image import Image, prepare
-from cowork_nsrun.guest.kernel import choose
+from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.template import Template, Zygote
 from cowork_nsrun.guest.view import view_file
 from cowork_nsrun.guest.vmm import Monitor, Settings, StreamRefused, find_beside
@@ -79,9 +79,9 @@ class Stock:
 
 
 @contextmanager
-def stock() -> Iterator[Stock]:
+def stock(kernel: Kernel) -> Iterator[Stock]:
     """Made anew, since the cache may have it of another day."""
-    agent, kernel = find_beside("nsrun-agent"), choose()
+    agent = find_beside("nsrun-agent")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nsrun-bench-")))
         payload = directory / "true" / "say"
@@ -179,7 +179,7 @@ def main() -> int:
         print(f"left out: stock kernels: {probe.evidence}", file=sys.stderr)
         return 0
     boots, restores, forks = [], [], []
-    with stock() as found:
+    with stock(choose()) as found:
         with view_file(()) as view:
             shared = replace(found.settings, shares={"nsrun": view})
             with Zygote(found.template, shared) as mother:

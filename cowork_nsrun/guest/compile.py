@@ -278,11 +278,13 @@ class _Compiler:
         if itself:
             access = Access.READ_ONLY if read_only else Access.WRITABLE
         self._cover(op.dest, directory=source.is_directory, access=access)
-        flags = op.flags & ~(OpFlag.TRY | OpFlag.SOURCE_FD)
+        flags = op.flags & ~OpFlag.SOURCE_FD
         if source.is_kernels:
             self.tree.add(Mount(place.path))
+            # an optional one may be the host's alone
             self.operations.append(replace(op, source=source.path, fd=-1, flags=flags))
             return
+        flags &= ~OpFlag.TRY
         name = self._export(source, read_only=read_only)
         self.operations.append(replace(op, source=name, fd=-1, flags=flags))
         self.tree.add(Mount(place.path, source.path, not read_only, len(self.exports) - 1))

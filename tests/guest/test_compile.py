@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cowork_nsrun._native import Op, OpType, String, Words
+from cowork_nsrun._native import Op, OpFlag, OpType, String, Words
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.compile import EXPORTS, Refused, Translation, translate
 from cowork_nsrun.guest.limits import Limits
@@ -149,6 +149,12 @@ def test_the_kernels_own_is_the_guests(top: Path) -> None:
     )
     assert found.exports == ()
     assert [op.source for op in operations(found)] == ["/sys", "/dev/null", "/proc", "/dev"]
+
+
+def test_what_is_optional_of_the_kernels_may_be_the_hosts_alone(top: Path) -> None:
+    """As /proc/mtrr, which the kernel of a guest may not have."""
+    found = made("--ro-bind-try", "/proc/sys", "/s", "--ro-bind-try", top / "a", "/a")
+    assert [OpFlag.TRY in op.flags for op in operations(found)] == [True, False]
 
 
 def test_a_bind_of_everything(top: Path) -> None:

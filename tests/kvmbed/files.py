@@ -164,7 +164,10 @@ def system() -> set[Path]:
 
 
 def tree(root: Path) -> set[Path]:
-    """The sources that git knows or would, and .venv."""
+    """The sources that git knows or would, .venv, and the kernel that make guest-kernel built."""
     names = _output("git", "-C", str(root), "ls-files", "-coz", "--exclude-standard")
-    sources = {root / name for name in names.split("\0") if name}
-    return {path for path in {*sources, *walk(root / ".venv")} if os.path.lexists(path)}
+    found = {root / name for name in names.split("\0") if name}
+    for made in (root / ".venv", root / "build/guest-kernel/boot"):
+        if made.exists():
+            found.update(walk(made))
+    return {path for path in found if os.path.lexists(path)}

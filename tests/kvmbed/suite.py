@@ -32,12 +32,17 @@ class Step:
     name: str
     tests: tuple[str, ...]
     where: Job | None = field(default_factory=lambda: Job(()))
+    needs: tuple[str, ...] = ()
 
-    def is_there(self) -> bool:
-        """Whether this tree has the tests."""
-        return all((ROOT / name).exists() for name in self.tests if not name.startswith("-"))
+    def lacks(self) -> list[str]:
+        """What of the tests, and of what they need, is not in this tree."""
+        names = (*(name for name in self.tests if not name.startswith("-")), *self.needs)
+        return [name for name in names if not (ROOT / name).exists()]
 
 
+#: what make guest-kernel builds; taken into the bed when it is there
+OWN_KERNEL = "build/guest-kernel/boot/vmlinuz"
+BY_OWN_KERNEL = {"NSRUN_GUEST_KERNEL": str(ROOT / OWN_KERNEL)}
 THREATS = "tests/confine/test_threats.py"
 INSIDE = ("tests/kvmbed/inside",)
 # remedies: as root, who breaks the bed for a user
@@ -134,6 +139,32 @@ SOAKS = (
         ("tests/guest/test_kills.py",),
         Job((), user=USER, groups=("kvm",), timeout_s=7200, environment={"NSRUN_KILLS": "200"}),
     ),
+    # guests of the kernel that make guest-kernel builds; not run where it was not built
+    Step(
+        "own-kernel-boot",
+        tuple(f"tests/guest/test_{name}.py" for name in ("vmm", "network", "template")),
+        Job((), timeout_s=900, environment=BY_OWN_KERNEL),
+        (OWN_KERNEL,),
+    ),
+    Step(
+        "own-kernel-root",
+        ("tests/guest/test_exec.py",),
+        Job((), timeout_s=900, environment=BY_OWN_KERNEL),
+        (OWN_KERNEL,),
+    ),
+    Step(
+        "own-kernel-user",
+        ("tests/guest/test_exec.py",),
+        Job(
+            (),
+            user=USER,
+            groups=("kvm",),
+            sysctls=NO_USERNS,
+            timeout_s=900,
+            environment=BY_OWN_KERNEL,
+        ),
+        (OWN_KERNEL,),
+    ),
 )
 
 
@@ -149,7 +180,7 @@ class Outcome:
 
     def line(self) -> str:
         if self.status is None:
-            return f"{self.step.name:18} not run: {' '.join(self.step.tests)} is not there"
+            return f"{self.step.name:18} not run: {' '.join(self.step.lacks())} is not there"
         verdict = "ok" if self.good else f"FAILED, status {self.status}"
         return f"{self.step.name:18} {counts(self.step):44} {self.seconds:5.0f} s  {verdict}"
 
@@ -180,7 +211,7 @@ def last_seconds(step: Step) -> float:
 
 
 def run(bed: Bed, step: Step) -> Outcome:
-    if not step.is_there():
+    if step.lacks():
         return Outcome(step, None)
     print(f"\n{'=' * 20} kvmbed: {step.name} {'=' * 20}", flush=True)
     results = RESULTS / step.name
@@ -229,7 +260,7 @@ def run_all(steps: list[Step], jobs: int) -> list[Outcome]:
     if jobs == 1 or len(steps) == 1:
         bed = Bed()
         return [run(bed, step) for step in steps]
-    there = [step for step in steps if step.is_there()]
+    there = [step for step in steps if not step.lacks()]
     outcomes = [Outcome(step, None) for step in steps if step not in there]
     there.sort(key=lambda step: -last_seconds(step))
     running: set[subprocess.Popen[bytes]] = set()
