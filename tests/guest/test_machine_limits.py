@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from cowork_nsrun import LimitError, Result, Sandbox, SpecError, TimeoutExpired, popen, run
+from cowork_nsrun import LimitError, Pool, Result, Sandbox, SpecError, TimeoutExpired, popen, run
 from cowork_nsrun.handle import Ending
 from cowork_nsrun.limits import Cgroups
 from cowork_nsrun.program import find_program
@@ -167,3 +167,12 @@ def test_where_namespaces_are_refused(
     result = python(limited, TAKE, 256)
     assert (result.backend, result.ending) == ("microVM (KVM)", Ending.OUT_OF_MEMORY)
     assert result.limits == {"memory": GUEST}
+
+
+def test_of_a_machine_that_was_made_ahead(spec: Sandbox) -> None:
+    """The limits are a pool's own, and told to the guest with the command."""
+    with Pool(spec.limit(memory="64M", pids=8), 1) as pool:
+        result = pool.run([PYTHON, "-c", THREADS, "40"], text=True)
+        assert (result.returncode, int(result.stdout)) == (1, 8)
+        assert result.ending is Ending.OUT_OF_PIDS
+        assert result.limits == {"memory": GUEST, "pids": GUEST}
