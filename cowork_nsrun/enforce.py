@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cowork_nsrun._native import Number
 from cowork_nsrun.denies import hold_names
-from cowork_nsrun.errors import SpecError
+from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.handle import Enforcement
 from cowork_nsrun.limits import Cgroup, Cgroups, Group, LimitError
 from cowork_nsrun.link import Link
@@ -130,7 +130,7 @@ def _limit(spec: Sandbox, within: Group | None) -> Enforced:
         except LimitError as error:
             if error.limit not in wanted:
                 raise
-            if within is None and runs_in_machine(spec.backend, probe=True):
+            if within is None and _falls_to_a_machine(spec, error):
                 return _by_guest(spec, held, wanted)
             value = wanted.pop(error.limit)
             instead = _instead(spec, error)
@@ -147,6 +147,19 @@ def _limit(spec: Sandbox, within: Group | None) -> Enforced:
                 raise
             return enforced
     return Enforced(Enforcement(held), rlimits)
+
+
+def _falls_to_a_machine(spec: Sandbox, error: LimitError) -> bool:
+    """Whether it will be a microVM anyway, which needs no cgroup of the host's.
+
+    Raises:
+        LimitError: that can't be told; then it is this error that says why.
+    """
+    try:
+        return runs_in_machine(spec.backend, probe=True)
+    except NsrunError as unknown:
+        log.info("no backend was looked for: %s", unknown)
+        raise error from None
 
 
 def _by_guest(spec: Sandbox, held: Mapping[str, str], wanted: Mapping[str, float]) -> Enforced:
