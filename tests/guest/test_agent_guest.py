@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from agent_server import Client, drain
@@ -251,7 +252,7 @@ def test_command_does_not_reach_the_agent(guest: Guest) -> None:
         "        except OSError as error:\n"
         "            print('refused')\n"
     )
-    outcome = guest.run(*SANDBOX, sys.executable, "-c", script, settings=ROOT)
+    outcome = guest.run(*SANDBOX, str(Path(sys.executable).resolve()), "-c", script, settings=ROOT)
     assert len(outcome.stdout.split()) == 2, outcome
     assert b"answered" not in outcome.stdout
 
