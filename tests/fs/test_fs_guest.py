@@ -21,6 +21,8 @@ from cowork_nsrun.program import find_program
 
 HERE = Path(__file__).parent
 NSRUN = find_program()
+# without its environment, which may lie where a tmpfs is
+PYTHON = str(Path(sys.executable).resolve())
 SMALL = 10_000 if FULL else 500
 SYSTEM = (
     *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"),
@@ -93,18 +95,18 @@ print(base.execute("PRAGMA integrity_check").fetchone()[0])
 
 
 def test_sqlite(folder: Path) -> None:
-    assert run(folder, sys.executable, "-c", SQLITE, "wal").split() == ["wal", "ok"]
+    assert run(folder, PYTHON, "-c", SQLITE, "wal").split() == ["wal", "ok"]
     check = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
     check += "print(*c.execute('PRAGMA integrity_check').fetchone(), "
     check += "*c.execute('SELECT count(*) FROM t').fetchone())"
-    there = [sys.executable, "-c", check, str(folder / "base.db")]
+    there = [PYTHON, "-c", check, str(folder / "base.db")]
     assert subprocess.run(there, capture_output=True, text=True, check=True).stdout == "ok 1334\n"
 
 
 def test_random_io(folder: Path) -> None:
     """The plain file is on a tmpfs of the guest's."""
     shutil.copy(HERE / "twin.py", folder)
-    run(folder, sys.executable, "twin.py", "f", "/tmp/plain", "1", "500" if FULL else "150")
+    run(folder, PYTHON, "twin.py", "f", "/tmp/plain", "1", "500" if FULL else "150")
 
 
 FILES = """
@@ -128,7 +130,7 @@ print(count)
 
 
 def test_small_files(folder: Path) -> None:
-    assert run(folder, sys.executable, "-c", FILES, str(SMALL)) == f"{SMALL}\n"
+    assert run(folder, PYTHON, "-c", FILES, str(SMALL)) == f"{SMALL}\n"
     names = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     wanted = {
         f"{'g' if i % 2 else 'f'}{i}": hashlib.sha256(b"%d" % i).digest() * (i % 10)
@@ -160,7 +162,7 @@ def test_locks_of_the_hosts(folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         fcntl.lockf(file, fcntl.LOCK_EX)
         with subprocess.Popen(
-            command(folder, sys.executable, "-c", LOCKS), stdout=subprocess.PIPE, text=True
+            command(folder, PYTHON, "-c", LOCKS), stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert [process.stdout.readline() for _ in range(3)] == ["held\n", "held\n", "waits\n"]
