@@ -116,7 +116,8 @@ static uint64_t load_kernel(const struct vmm_memory *memory, int fd, uint64_t *e
 	    pread(fd, segment, size, (off_t)head.e_phoff) != (ssize_t)size)
 		vmm_fail(0, "--kernel-fd %d: its program headers can't be read", fd);
 	for (uint32_t i = 0; i < head.e_phnum; i++)
-		if (segment[i].p_type == PT_LOAD)
+		/* an empty one is nowhere */
+		if (segment[i].p_type == PT_LOAD && segment[i].p_memsz)
 			load_segment(memory, &from, &segment[i], end);
 	if (!*end)
 		vmm_fail(0, "--kernel-fd %d: it has no segments", fd);
