@@ -8,15 +8,15 @@ are the same on a busy machine.  A script of its own, as kvmstock.py is.
 
 from __future__ import annotations
 
-import re
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from parent import offspring
 
 from cowork_nsrun import PIPE, Process, Sandbox, popen
 
@@ -57,14 +57,9 @@ class Counts:
 
 
 def monitor_of(process: Process[str]) -> int:
-    """The pid of the nsrun-vmm that it started."""
-    while True:
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                pid, name, parent = re.match(r"(\d+) \((.*)\) \S (\d+)", stat.read_text()).groups()  # type: ignore[union-attr]
-                if name == "nsrun-vmm" and int(parent) == process.pid:
-                    return int(pid)
-        time.sleep(0.01)
+    """The pid of the nsrun-vmm that it started; a command that has answered has one."""
+    names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in offspring(process.pid)}
+    return next(pid for pid, name in names.items() if name == "nsrun-vmm")
 
 
 def exits(pid: int) -> int:
@@ -83,7 +78,7 @@ def counted(pid: int, work: Callable[[], None]) -> Counts:
     before = exits(pid)
     work()
     after = exits(pid)
-    tracer.send_signal(2)
+    tracer.send_signal(signal.SIGINT)
     rows = [line.split() for line in tracer.stderr.read().splitlines()]
     tracer.wait()
     calls = {row[-1]: int(row[3]) for row in rows if len(row) in (5, 6) and row[3].isdigit()}

@@ -53,7 +53,7 @@ def build(source: str, directory: Path, sanitizer: str) -> Path:
     flags = [f"-fsanitize={KINDS[sanitizer]}"] if KINDS[sanitizer] else []
     files = [HERE / f"{source}.c", *sorted(SERVER.glob("*.c"))]
     if source == "mounter":
-        files.append(MONITOR / "walls.c")
+        files += [MONITOR / "walls.c", HERE.parent / "vmm" / "fail.c"]
     subprocess.run(["cc", *FLAGS, *flags, *map(str, files), "-o", str(built)], check=True)
     return built
 

@@ -13,7 +13,6 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,18 +48,6 @@ static bool over;
 static void die(const char *what)
 {
 	fprintf(stderr, "mounter: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-/* walls.c's way out */
-_Noreturn void vmm_fail(int err, const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vfprintf(stderr, format, args);
-	va_end(args);
-	fprintf(stderr, ": %s\n", strerror(err));
 	exit(1);
 }
 

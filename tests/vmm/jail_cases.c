@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +21,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "end.h"
 #include "filter.h"
 #include "jail.h"
 #include "walls.h"
@@ -30,18 +28,6 @@
 static int pair[2];
 /* a process that does nothing, and ends with this one, which holds the other end of its pipe */
 static pid_t other;
-
-/* jail.c's way out */
-_Noreturn void vmm_fail(int err, const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vfprintf(stderr, format, args);
-	va_end(args);
-	fprintf(stderr, ": %s\n", strerror(err));
-	exit(2);
-}
 
 static void map(int protection)
 {

@@ -61,7 +61,8 @@ def build_part(
         ["gcc", "-print-multiarch"], capture_output=True, text=True, check=True
     ).stdout.strip()
     headers = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{machine}"]
-    sources = [str(HERE / f"{name}.c"), *(str(SOURCES / f"{part}.c") for part in parts)]
+    own = (HERE / f"{name}.c", HERE / "fail.c")
+    sources = [*map(str, own), *(str(SOURCES / f"{part}.c") for part in parts)]
     command = [
         compiler,
         *PART_FLAGS,

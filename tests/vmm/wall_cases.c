@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <semaphore.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,18 +31,6 @@ static sem_t go, done;
 static const char *attempt;
 static long number;
 static int result;
-
-/* jail.c's way out */
-_Noreturn void vmm_fail(int err, const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vfprintf(stderr, format, args);
-	va_end(args);
-	fprintf(stderr, ": %s\n", strerror(err));
-	exit(2);
-}
 
 /* It is got past: what is tried here is not what it stops. */
 int vmm_filter_enter(enum vmm_role role)
