@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import zlib
@@ -33,14 +32,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def image(open_directory: Path, kernel: Kernel, slirp: None) -> Iterator[Image]:
+def image(
+    open_directory: Path, kernel: Kernel, slirp: None, c_compiler: list[str]
+) -> Iterator[Image]:
     program = open_directory / "online"
-    compiler = shutil.which("musl-gcc") or "cc"
-    headers = ["-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu"]
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-static"]
-    command += [f"-I{SOURCE}/guest", f"-I{SOURCE}/net", *headers, "-o", str(program)]
-    command += [f"{HERE}/online.c", f"{SOURCE}/guest/net_up.c"]
-    subprocess.run(command, check=True)
+    command = [*c_compiler, "-D_GNU_SOURCE", f"-I{SOURCE}/guest", f"-I{SOURCE}/net"]
+    sources = [f"{HERE}/online.c", f"{SOURCE}/guest/net_up.c"]
+    subprocess.run([*command, "-o", str(program), *sources], check=True)
     with prepare(kernel, program, network=True) as made:
         yield made
 

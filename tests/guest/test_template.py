@@ -101,12 +101,11 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def program(open_directory: Path) -> Path:
+def program(open_directory: Path, c_compiler: list[str]) -> Path:
     program = open_directory / "draw" / "draw"
     program.parent.mkdir()
-    compiler = shutil.which("musl-gcc") or "cc"
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", str(program)]
-    subprocess.run([*command, str(HERE / "draw.c")], check=True)
+    command = [*c_compiler, "-D_GNU_SOURCE", "-o", str(program), str(HERE / "draw.c")]
+    subprocess.run(command, check=True)
     return program
 
 
