@@ -312,7 +312,32 @@ def snapshots() -> Iterator[bytes]:
     two = struct.pack("<I", 2) + 2 * saved_processor(1, 0, 4096)
     for device in (struct.pack("<I", 0), saved_device(15, 1), saved_device(11, 0)):
         for processors in (one, two):
-            yield start + device + processors
+            yield start + device + struct.pack("<I", 0) + processors
+    yield start + saved_device(15, 1) + struct.pack("<I", 40) + bytes(40) + one
+
+
+def saved_files(
+    nodes: Sequence[tuple[int, int, str]], handles: Sequence[tuple[int, int, int]]
+) -> bytes:
+    """As fuzz/saved.c reads them, which puts in what is compared: (number, parent, name)..."""
+    data = struct.pack("<6Q", 20, 9, 1, len(nodes), len(handles), 7)
+    for number, above, name in nodes:
+        data += struct.pack("<3Q", number, above, 1) + bytes(64)
+        data += struct.pack("<Q", len(name)) + name.encode()
+    return data + b"".join(struct.pack("<3Q", *handle) for handle in handles)
+
+
+#: below the root: the export, a file, a directory, one in that, one that is hidden
+TREE = ((2, 1, "0"), (3, 2, "f"), (4, 2, "d"), (5, 4, "g"), (6, 2, "s"))
+SAVEDS = (
+    saved_files(TREE[:1], ()),
+    saved_files(TREE, ((1 << 20, 3, 0), (2 << 20 | 1, 4, 1))),
+    saved_files(TREE, ((1 << 20, 6, 0),)),
+    saved_files(TREE[:4], ((3 << 20 | 2, 2, 1), (4 << 20 | 2, 5, 0))),
+    saved_files((*TREE[:2], (3, 2, "d")), ()),
+    saved_files((*TREE[:2], (7, 2, "f")), ()),
+    saved_files(((2, 9, "0"),), ()),
+)
 
 
 # actions of fuzz/net.c
@@ -383,6 +408,7 @@ def main(directory: Path, towrite: Path) -> int:
         "virtqueue": virtqueues(),
         "mmio": mmios(),
         "snapshot": snapshots(),
+        "saved": SAVEDS,
         "vsock": VSOCKS,
         "net": NETS,
         "reach": FRAMES,

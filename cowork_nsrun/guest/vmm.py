@@ -45,8 +45,9 @@ COMMAND_LINE = "console=ttyS0 reboot=t panic=-1 random.trust_cpu=on rdinit=/init
 _RECORD = struct.Struct("=IIQ")
 #: PAUSE and RESUME, and their answers, have none; one of them at a time
 _NO_COOKIE = 0
-#: of EXPORTS: there come no more
+#: of EXPORTS: there come no more; the machine is to be saved with what it knows of them
 _LAST = 1
+_KEEP = 2
 _LINES_SHOWN = 12
 _MESSAGES_LIMIT = 16 << 10
 
@@ -61,6 +62,7 @@ class Record(IntEnum):
     RESUME = 5
     EXPORTS = 6
     SAVE = 7
+    CHECK = 8
     RUNNING = 65
     CONNECTED = 66
     REFUSED = 67
@@ -70,6 +72,8 @@ class Record(IntEnum):
     ENDED = 71
     EXPORTED = 72
     NOT_EXPORTED = 73
+    CHECKED = 74
+    NOT_CHECKED = 75
     SAVED = 76
     NOT_SAVED = 77
 
@@ -434,6 +438,9 @@ class Monitor(Closing):
         elif kind == Record.NOT_SAVED:
             text = f"the machine can't be saved: {os.strerror(port)}"
             future.set_exception(GuestError(text, errno=port))
+        elif kind == Record.NOT_CHECKED:
+            text = f"the files of the machine are not as they were: {os.strerror(port)}"
+            future.set_exception(GuestError(text, errno=port))
         elif kind == Record.NOT_EXPORTED:
             text = f"the monitor can't share these files: {os.strerror(port)}"
             future.set_exception(GuestError(text, errno=port))
@@ -500,7 +507,14 @@ class Monitor(Closing):
             raise
         return ours
 
-    def export(self, view: BinaryIO, timeout: float | None = None, *, last: bool = False) -> int:
+    def export(
+        self,
+        view: BinaryIO,
+        timeout: float | None = None,
+        *,
+        last: bool = False,
+        keep: bool = False,
+    ) -> int:
         """Share more files; returns the number of the first of them.
 
         Arguments:
@@ -508,11 +522,13 @@ class Monitor(Closing):
             timeout: seconds to wait for the answer.
             last: more are refused, and where the kernel has Landlock the monitor can open
                 no file but what it shares now.
+            keep: the machine is to be saved later; what it looks at is remembered for that.
 
         Raises:
             GuestError: the monitor refuses the view, or is gone.
         """
-        return self._ask(Record.EXPORTS, _LAST if last else 0, [view.fileno()], timeout)
+        how = (_LAST if last else 0) | (_KEEP if keep else 0)
+        return self._ask(Record.EXPORTS, how, [view.fileno()], timeout)
 
     def listen(self, port: int, listener: Callable[[socket.socket], None]) -> None:
         """Have streams that the guest opens to this port of the host's.
@@ -545,10 +561,23 @@ class Monitor(Closing):
         """Write all of a paused machine to an empty file, for a template.
 
         Raises:
-            GuestError: it can't be saved: EBUSY while streams are open or files shared.
+            GuestError: it can't be saved: EBUSY while streams are open, or files shared in a
+                state that can't be kept.
         """
+        self._ask_why(Record.SAVE, [file.fileno()])
+
+    def check(self) -> None:
+        """Look at the files of a paused machine that was restored with what it knows of them.
+
+        Raises:
+            GuestError: one is another now, or has changed since it was saved: ESTALE.
+        """
+        self._ask_why(Record.CHECK, [])
+
+    def _ask_why(self, kind: Record, fds: Sequence[int]) -> None:
+        """Ask for what is refused with a line among the monitor's messages."""
         try:
-            self._ask(Record.SAVE, 0, [file.fileno()], None)
+            self._ask(kind, 0, fds, None)
         except GuestError as error:
             why = bytes(self._messages).decode(errors="replace").strip().rpartition("\n")[2]
             raise GuestError(f"{error.text}: {why}", errno=error.errno) from None

@@ -106,7 +106,7 @@ static void obey_save(const struct vmm_record *record, int fd)
 }
 
 /* Unlocked, since the host's file systems may be slow to open what is named. */
-static int add_exports(int view, bool last)
+static int add_exports(int view, uint32_t how)
 {
 	char error[512];
 	int first;
@@ -116,8 +116,10 @@ static int add_exports(int view, bool last)
 	if (exports_over)
 		return -EPERM;
 	vmm_unlock();
+	if (how & VMM_EXPORTS_KEEP)
+		vmm_fs_keep(fs);
 	first = vmm_fs_add(fs, view, error, sizeof(error));
-	if (first >= 0 && last) {
+	if (first >= 0 && how & VMM_EXPORTS_LAST) {
 		exports_over = true;
 		vmm_fs_shut();
 	}
@@ -134,14 +136,23 @@ static void obey_exports(const struct vmm_record *record, int fd)
 
 	if (fd < 0)
 		vmm_fail(0, "control: EXPORTS without a descriptor");
-	if (record->port > VMM_EXPORTS_LAST)
+	if (record->port & ~(uint32_t)VMM_EXPORTS_ALL)
 		vmm_fail(0, "control: EXPORTS with the port %u", record->port);
-	first = add_exports(fd, record->port == VMM_EXPORTS_LAST);
+	first = add_exports(fd, record->port);
 	close(fd);
 	if (first < 0)
 		vmm_control_answer(VMM_NOT_EXPORTED, (uint32_t)-first, record->value);
 	else
 		vmm_control_answer(VMM_EXPORTED, (uint32_t)first, record->value);
+}
+
+static void obey_check(const struct vmm_record *record)
+{
+	int ret = -ENODEV;
+
+	if (fs)
+		ret = vmm_cpus_paused() ? vmm_fs_check(fs) : -EINVAL;
+	vmm_control_answer(ret ? VMM_NOT_CHECKED : VMM_CHECKED, (uint32_t)-ret, record->value);
 }
 
 static void obey(const struct vmm_record *record, int fd)
@@ -175,6 +186,9 @@ static void obey(const struct vmm_record *record, int fd)
 		break;
 	case VMM_EXPORTS:
 		obey_exports(record, fd);
+		break;
+	case VMM_CHECK:
+		obey_check(record);
 		break;
 	default:
 		vmm_fail(0, "control: no record has the type %u", record->type);

@@ -27,8 +27,9 @@ enum vmm_record_type {
 	VMM_PAUSE = 4,
 	VMM_RESUME = 5,
 	VMM_EXPORTS = 6,            /* value: cookie, with a view's file: more for the guest to see;
-				     * port: VMM_EXPORTS_LAST or 0 */
+				     * port: enum vmm_exports */
 	VMM_SAVE = 7,               /* value: cookie, with an empty file; while paused */
+	VMM_CHECK = 8,              /* value: cookie; a restored machine's files, while paused */
 	/* monitor to owner */
 	VMM_RUNNING = 65,           /* value: which walls hold, enum vmm_wall */
 	VMM_CONNECTED = 66,         /* port, value: cookie */
@@ -39,12 +40,18 @@ enum vmm_record_type {
 	VMM_ENDED = 71,             /* port: a reason */
 	VMM_EXPORTED = 72,          /* port: the first one's index, value: cookie */
 	VMM_NOT_EXPORTED = 73,      /* port: an errno, value: cookie */
+	VMM_CHECKED = 74,           /* value: cookie: they are as they were */
+	VMM_NOT_CHECKED = 75,       /* port: errno, value: cookie */
 	VMM_SAVED = 76,             /* value: cookie */
 	VMM_NOT_SAVED = 77,         /* port: errno, value: cookie */
 };
 
-/* After these the monitor can open nothing else, where the kernel has Landlock; more are refused. */
-enum { VMM_EXPORTS_LAST = 1 };
+enum vmm_exports {
+	/* the monitor can open nothing else, where the kernel has Landlock; more are refused */
+	VMM_EXPORTS_LAST = 1 << 0,
+	VMM_EXPORTS_KEEP = 1 << 1,  /* the machine is to be saved with what it knows of them */
+	VMM_EXPORTS_ALL = (1 << 2) - 1,
+};
 
 enum vmm_ended {
 	VMM_ENDED_POWER_OFF = 1,

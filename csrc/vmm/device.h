@@ -27,6 +27,12 @@ struct vmm_own_state {
 	uint8_t data[64];
 };
 
+/* What one device of a machine, the first that has such, keeps of the host's files. */
+struct vmm_files_state {
+	uint32_t len;               /* 0: nothing */
+	uint8_t data[4 << 20];
+};
+
 struct vmm_device_ops {
 	const char *name;
 	uint32_t id;                /* virtio 1.2, section 5 */
@@ -49,6 +55,9 @@ struct vmm_device_ops {
 	 */
 	const char *(*save)(struct vmm_device *device, struct vmm_own_state *own);
 	const char *(*load)(struct vmm_device *device, const struct vmm_own_state *own);
+	/* The same, after these; may be NULL. */
+	const char *(*save_files)(struct vmm_device *device, struct vmm_files_state *files);
+	const char *(*load_files)(struct vmm_device *device, const struct vmm_files_state *files);
 };
 
 /* The first member of each device's own structure. */

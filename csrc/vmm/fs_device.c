@@ -46,6 +46,7 @@ struct fs {
 	bool pending[QUEUES];
 	uint32_t busy;
 	struct parked *parked;
+	bool touched;               /* when it was saved: there is more than a client's begin */
 };
 
 /* All that there are; none goes. */
@@ -53,6 +54,9 @@ static struct {
 	struct fs *fs[VMM_DEVICES];
 	uint32_t n;
 } devices;
+
+/* Why a machine's files can't be saved, or are others now.  Locked. */
+static char said[512];
 
 static struct fs *fs_of(struct vmm_device *device)
 {
@@ -224,8 +228,9 @@ static const char *save(struct vmm_device *device, struct vmm_own_state *own)
 
 	while (fs->busy)
 		pthread_cond_wait(&fs->idle, vmm_lock_mutex());
-	if (fs->parked || !fs_server_untouched(fs->server, &mounted))
-		return "files are shared, or open";
+	if (fs->parked)
+		return "a lock is waited for";
+	fs->touched = !fs_server_untouched(fs->server, &mounted);
 	own->len = 1;
 	own->data[0] = mounted;
 	return NULL;
@@ -237,6 +242,29 @@ static const char *load(struct vmm_device *device, const struct vmm_own_state *o
 		return "a state that can't be";
 	fs_server_resume(fs_of(device)->server, own->data[0]);
 	return NULL;
+}
+
+/* By the first one that files are shared with, EXPORTS being for that alone. */
+static const char *save_files(struct vmm_device *device, struct vmm_files_state *files)
+{
+	struct fs *fs = fs_of(device);
+	ssize_t len;
+
+	if (!fs->touched)
+		return NULL;
+	if (fs != devices.fs[0])
+		return "files are shared, or open";
+	len = fs_server_save(fs->server, files->data, sizeof(files->data), said, sizeof(said));
+	if (len < 0)
+		return said;
+	files->len = (uint32_t)len;
+	return NULL;
+}
+
+static const char *load_files(struct vmm_device *device, const struct vmm_files_state *files)
+{
+	return fs_server_load(fs_of(device)->server, files->data, files->len, said,
+			      sizeof(said)) ? said : NULL;
 }
 
 static void config_read(struct vmm_device *device, uint32_t offset, void *data, uint32_t len)
@@ -287,6 +315,23 @@ int vmm_fs_add(struct vmm_device *device, int view_fd, char *error, size_t n)
 	return first;
 }
 
+void vmm_fs_keep(struct vmm_device *device)
+{
+	fs_server_keep(fs_of(device)->server);
+}
+
+int vmm_fs_check(struct vmm_device *device)
+{
+	struct fs *fs = fs_of(device);
+
+	while (fs->busy)
+		pthread_cond_wait(&fs->idle, vmm_lock_mutex());
+	if (!fs_server_check(fs->server, said, sizeof(said)))
+		return 0;
+	fprintf(stderr, "nsrun-vmm: %s\n", said);
+	return -ESTALE;
+}
+
 static int allow(void *arg, int fd, bool directory, bool writable)
 {
 	return vmm_walls_allow(*(const int *)arg, fd, directory, writable);
@@ -328,6 +373,7 @@ struct vmm_device *vmm_fs_new(const char *tag, int view_fd)
 		.queue_max = { HIGH_QUEUE_SIZE, REQUEST_QUEUE_SIZE },
 		.config_size = sizeof(struct config), .config_read = config_read,
 		.notify = notify, .reset = reset, .save = save, .load = load,
+		.save_files = save_files, .load_files = load_files,
 	};
 	struct fs *fs = calloc(1, sizeof(*fs));
 	char error[512];

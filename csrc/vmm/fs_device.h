@@ -14,6 +14,13 @@ struct vmm_device *vmm_fs_new(const char *tag, int view_fd);
  * first, or -1 with error set.  vmm_lock need not be held: opening may take long.
  */
 int vmm_fs_add(struct vmm_device *device, int view_fd, char *error, size_t n);
+/* What the guest looks at from now on can be saved with the machine: fs/server.h. */
+void vmm_fs_keep(struct vmm_device *device);
+/*
+ * Whether the files of a restored machine, which must be paused, are as they were
+ * when it was saved: 0, or -ESTALE and a line on stderr.  Locked.
+ */
+int vmm_fs_check(struct vmm_device *device);
 /*
  * No file but those that all of the devices serve now can be opened any more, by
  * any thread, where the kernel has Landlock.  The main thread, unlocked.

@@ -441,9 +441,21 @@ static const char *save_device(const struct transport *t, struct vmm_device_stat
 	return why;
 }
 
+/* All that it has to keep. */
+static const char *save_whole(const struct transport *t, struct vmm_device_state *state,
+			      struct vmm_files_state *files)
+{
+	const char *why = save_device(t, state);
+
+	if (why || !t->device->ops->save_files)
+		return why;
+	return t->device->ops->save_files(t->device, files);
+}
+
 int vmm_mmio_save(struct vmm_state *state)
 {
 	state->n_devices = n_transports;
+	state->files.len = 0;
 	for (uint32_t i = 0; i < n_transports; i++) {
 		const struct vmm_device_ops *ops = transports[i].device->ops;
 		const char *why = "it can't be saved";
@@ -451,7 +463,7 @@ int vmm_mmio_save(struct vmm_state *state)
 
 		state->device[i].own.len = 0;
 		if (ops->save) {
-			why = save_device(&transports[i], &state->device[i]);
+			why = save_whole(&transports[i], &state->device[i], &state->files);
 			ret = -EBUSY;
 		}
 		if (why) {
@@ -520,6 +532,21 @@ static void load_device(struct transport *t, const struct vmm_device_state *stat
 		vmm_fail(0, "--restore: %s: %s", ops->name, why);
 }
 
+static void load_files(const struct vmm_files_state *files)
+{
+	const char *why = "they are of no device";
+	uint32_t i = 0;
+
+	if (!files->len)
+		return;
+	while (i < n_transports && !transports[i].device->ops->load_files)
+		i++;
+	if (i < n_transports)
+		why = transports[i].device->ops->load_files(transports[i].device, files);
+	if (why)
+		vmm_fail(0, "--restore: files: %s", why);
+}
+
 /* What was under way between guest and device when it was saved is not lost, if told again. */
 static void tell_again(struct transport *t)
 {
@@ -539,6 +566,7 @@ void vmm_mmio_load(const struct vmm_state *state)
 			 n_transports);
 	for (uint32_t i = 0; i < n_transports; i++)
 		load_device(&transports[i], &state->device[i]);
+	load_files(&state->files);
 	for (uint32_t i = 0; i < n_transports; i++)
 		tell_again(&transports[i]);
 }

@@ -148,6 +148,9 @@ static void code_state(struct code *code, struct vmm_state *state)
 	code_count(code, &state->n_devices, 0, VMM_DEVICES, "the number of devices");
 	for (uint32_t i = 0; i < state->n_devices; i++)
 		code_device(code, &state->device[i]);
+	code_count(code, &state->files.len, 0, sizeof(state->files.data),
+		   "the size of what is known of files");
+	code_bytes(code, state->files.data, state->files.len);
 	code_count(code, &state->n_cpus, 1, VMM_CPUS, "the number of processors");
 	for (uint32_t i = 0; i < state->n_cpus; i++)
 		code_cpu(code, &state->cpu[i]);

@@ -19,7 +19,7 @@
 #include "options.h"
 
 enum {
-	VMM_STATE_VERSION = 1,
+	VMM_STATE_VERSION = 2,
 	VMM_STATE_CPUID = 256,      /* entries */
 	VMM_STATE_MSRS = 768,
 	VMM_STATE_XSAVE = 16 << 10,
@@ -79,6 +79,7 @@ struct vmm_state {
 	struct kvm_irqchip chip[VMM_STATE_CHIPS];
 	struct vmm_serial_state serial;
 	struct vmm_device_state device[VMM_DEVICES];
+	struct vmm_files_state files;
 	struct vmm_cpu_state cpu[VMM_CPUS];
 };
 

@@ -7,8 +7,9 @@
  * On stdin, for each request: u32 length, u32 room for the reply, u32 piece, and
  * its bytes.  On stdout: i64 what fs_request returned, then the reply.  Both are
  * given to the server in pieces of so many bytes, each its own memory, so that a
- * sanitizer sees one byte too many.  Without a piece, the bytes are a view to add;
- * on stdout then only its first index.
+ * sanitizer sees one byte too many.  Without a piece the second number is an
+ * enum order, and on stdout are then i64 what came of it, u32 length and bytes:
+ * those of what was saved, or of an error.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -18,6 +19,14 @@
 #include "server.h"
 
 enum { MOST = 4 << 20 };
+
+enum order {
+	ADD,                            /* the bytes are a view */
+	KEEP,
+	SAVE,
+	LOAD,                           /* the bytes are what SAVE gave */
+	CHECK,
+};
 
 static struct iovec *pieces(const char *data, uint32_t len, uint32_t piece, int *n)
 {
@@ -70,6 +79,35 @@ static void serve(struct fs_server *server, const uint32_t head[3], char *data)
 	free_pieces(out, n_out);
 }
 
+static void obey(struct fs_server *server, enum order order, const char *data, uint32_t given)
+{
+	static char saved[MOST];
+	char error[512] = "";
+	const char *said = error;
+	int64_t value = 0;
+	uint32_t len;
+
+	if (order == ADD)
+		value = fs_server_add(server, data, given, error, sizeof(error));
+	else if (order == KEEP)
+		fs_server_keep(server);
+	else if (order == SAVE)
+		value = fs_server_save(server, saved, sizeof(saved), error, sizeof(error));
+	else if (order == LOAD)
+		value = fs_server_load(server, data, given, error, sizeof(error));
+	else
+		value = fs_server_check(server, error, sizeof(error));
+	len = (uint32_t)strlen(error);
+	if (order == SAVE && value >= 0) {
+		said = saved;
+		len = (uint32_t)value;
+	}
+	fwrite(&value, sizeof(value), 1, stdout);
+	fwrite(&len, sizeof(len), 1, stdout);
+	fwrite(said, 1, len, stdout);
+	fflush(stdout);
+}
+
 static size_t read_view(const char *path, char *data)
 {
 	FILE *file = fopen(path, "re");
@@ -104,7 +142,7 @@ int main(int argc, char **argv)
 		if (head[2])
 			serve(server, head, data);
 		else
-			write_reply(NULL, 0, fs_server_add(server, data, head[0], error, sizeof(error)));
+			obey(server, head[1], data, head[0]);
 	}
 	fs_server_free(server);
 	return 0;

@@ -23,6 +23,8 @@ ACCESS, CREATE, INTERRUPT, BMAP, DESTROY, IOCTL, POLL = range(34, 41)
 BATCH_FORGET, FALLOCATE, READDIRPLUS, RENAME2, LSEEK, COPY_FILE_RANGE = range(42, 48)
 SYNCFS, TMPFILE, STATX = 50, 51, 52
 ROOT = 1
+#: orders of the driver
+ADD, KEEP, SAVE, LOAD, CHECK = range(5)
 IN_HEADER = struct.Struct("<IIQQIIIHH")
 OUT_HEADER = struct.Struct("<IiQ")
 
@@ -64,13 +66,20 @@ class Raw:
         returned = struct.unpack("<q", answer)[0]
         return returned, self.process.stdout.read(max(returned, 0))
 
-    def add(self, view: bytes) -> int:
-        """The index of the first of more exports; -1: refused."""
+    def order(self, order: int, data: bytes = b"") -> tuple[int, bytes]:
+        """What came of an order of tests/fs/driver.c, and what was saved or what is wrong."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(struct.pack("<III", len(view), 0, 0) + view)
+        self.process.stdin.write(struct.pack("<III", len(data), order, 0) + data)
         self.process.stdin.flush()
-        return int(struct.unpack("<q", self.process.stdout.read(8))[0])
+        answer = self.process.stdout.read(12)
+        assert len(answer) == 12, self.process.communicate()[1].decode()
+        value, length = struct.unpack("<qI", answer)
+        return value, self.process.stdout.read(length)
+
+    def add(self, view: bytes) -> int:
+        """The index of the first of more exports; -1: refused."""
+        return self.order(ADD, view)[0]
 
     def request(self, opcode: int, node: int, body: bytes = b"", *, room: int = 8192) -> Reply:
         """A well-formed request with this body."""

@@ -362,12 +362,32 @@ def test_other_devices(guest: Guest, tmp_path: Path, options: tuple[str, ...]) -
     assert "--restore: " in refusal(file, *options)
 
 
+@pytest.mark.parametrize(
+    ("length", "why"),
+    [(8, "files: they are of no device"), (1 << 23, "the size of what is known of files")],
+)
+def test_files_that_can_not_be(
+    counting: tuple[Path, int], tmp_path: Path, length: int, why: str
+) -> None:
+    """Known to a machine without a file server, or more than there can be."""
+    file, _ = counting
+    state = state_of(file)
+    at = HEADER + DEVICES_AT + 4
+    assert struct.unpack_from("=I", state, at) == (0,)
+    body = state[HEADER:at] + struct.pack("=I", length) + bytes(8) + state[at + 4 :]
+    head = state[:12] + struct.pack("=IQ", len(body), checksum(body))
+    memory = file.read_bytes()[-16 * MIB :]
+    bad = tmp_path / "bad"
+    bad.write_bytes((head + body).ljust(-(-len(head + body) // 4096) * 4096, b"\0") + memory)
+    assert why in refusal(bad)
+
+
 def test_a_state_that_kvm_refuses(counting: tuple[Path, int], tmp_path: Path) -> None:
     """The special registers of no processor."""
     file, _ = counting
     state = state_of(file)
-    # no device: the count of processors is next, then the state of activity, and 18 registers
-    sregs = HEADER + DEVICES_AT + 4 + 4 + 4 + 18 * 8
+    # no device, and no files: then the count of processors, activity, and 18 registers
+    sregs = HEADER + DEVICES_AT + 4 + 4 + 4 + 4 + 18 * 8
     cr4 = sregs + 8 * 24 + 2 * 16 + 3 * 8
     assert struct.unpack_from("=Q", state, cr4) == (0x20,)
     bad = with_state(file, put(state, cr4, struct.pack("=Q", 1 << 63)), tmp_path / "bad")

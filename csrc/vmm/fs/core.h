@@ -60,6 +60,9 @@ struct fs_node {
 	struct fs_handle *handles;
 	struct fs_lock *locks;
 	atomic_bool locked;             /* it ever was: see fs_valid */
+	bool own;                       /* the client has written it */
+	atomic_bool looked;             /* it was asked for by its name, and not only listed */
+	struct fs_stamp seen;           /* its state when it was first seen; while keeping */
 	struct fs_node *next_by_id, *next_by_key;
 	struct fs_node *newer, *older;  /* of those with an fd, by last use */
 	struct fs_node *down;           /* the way that is being walked */
@@ -88,6 +91,7 @@ struct fs_server {
 	uint64_t devtmpfs;
 	pthread_mutex_t lock;
 	atomic_bool ready;              /* INIT was taken */
+	bool keeping;                   /* no node goes: all are to be saved, or looked at again */
 	struct fs_node *root;
 	struct fs_node **by_id, **by_key;
 	uint32_t n_slots, n_nodes;
@@ -125,7 +129,9 @@ struct fs_call {
 int fs_take(struct fs_call *call, void *data, size_t len);
 /* A string with its NUL; -ENAMETOOLONG if it doesn't fit size. */
 int fs_take_string(struct fs_call *call, char *data, size_t size);
-/* One component of a path. */
+/* Whether it can be one component of a path. */
+bool fs_is_name(const char *name);
+/* The same, out of the request. */
 int fs_take_name(struct fs_call *call, char name[FS_NAME]);
 /* Append to the reply; -ERANGE where it has no room. */
 int fs_reply(struct fs_call *call, const void *data, size_t len);
@@ -149,13 +155,18 @@ void fs_node_forget(struct fs_server *server, uint64_t id, uint64_t n);
 /* An O_PATH fd, good while the node is held; or -errno, -ESTALE if it is gone. */
 int fs_node_fd(struct fs_server *server, struct fs_node *node);
 int fs_node_stat(struct fs_server *server, struct fs_node *node, struct fs_stat *st);
+struct fs_found {
+	struct fs_identity is;
+	struct fs_where where;
+	struct fs_stat st;
+};
+
 /*
  * The node of a file that was just seen below parent as name (NULL: it has
  * none), with one more reference of the client's; held.  0 or -errno.
  */
 int fs_node_seen(struct fs_server *server, struct fs_node *parent, const char *name,
-		 const struct fs_identity *is, const struct fs_where *where,
-		 struct fs_node **node);
+		 const struct fs_found *found, struct fs_node **node);
 /* A file was moved: the node, if the client knows it, has another name now. */
 void fs_node_moved(struct fs_server *server, const struct fs_identity *is,
 		   const struct fs_where *where, struct fs_node *parent, const char *name);
@@ -163,6 +174,13 @@ void fs_node_moved(struct fs_server *server, const struct fs_identity *is,
 bool fs_node_evict(struct fs_server *server);
 /* Called with the lock: the last handle or user is gone. */
 void fs_node_let(struct fs_server *server, struct fs_node *node);
+/* No longer keeping: what nobody uses goes. */
+void fs_nodes_let_go(struct fs_server *server);
+/* For a server that serves nobody yet: by its number, and a saved one at its old place, or NULL. */
+struct fs_node *fs_node_find(const struct fs_server *server, uint64_t id);
+struct fs_node *fs_node_again(struct fs_server *server, uint64_t id, uint64_t n_lookup,
+			      struct fs_node *parent, const char *name,
+			      const struct fs_found *found);
 
 /* --- handles: handle.c ------------------------------------------------------------------ */
 
@@ -172,6 +190,9 @@ void fs_handles_release_all(struct fs_server *server);
 /* fd becomes the handle's, or is closed. 0 or -errno. */
 int fs_handle_new(struct fs_server *server, struct fs_node *node, int fd, bool is_dir,
 		  bool writable, uint64_t *id);
+/* A saved one under its old number; the fd becomes its, or is closed.  0 or -errno. */
+int fs_handle_again(struct fs_server *server, uint64_t id, struct fs_node *node, int fd,
+		    bool is_dir);
 /* Held; NULL unless it is one of this node's (NULL: of any), of that kind. */
 struct fs_handle *fs_handle_get(struct fs_server *server, const struct fs_node *node, uint64_t id,
 				bool is_dir);
@@ -183,14 +204,10 @@ bool fs_fds_allowed(struct fs_server *server, uint32_t n);
 void fs_fds_returned(struct fs_server *server, uint32_t n);
 /* Open what the O_PATH fd is: a regular file or a directory, else -ENXIO. */
 int fs_reopen(struct fs_server *server, int fd, uint32_t type, int flags);
+/* A directory's file to be listed; -1 where the list comes from the view.  0 or -errno. */
+int fs_open_directory(struct fs_server *server, struct fs_node *node, int *fd);
 
 /* --- paths: look.c ---------------------------------------------------------------------- */
-
-struct fs_found {
-	struct fs_identity is;
-	struct fs_where where;
-	struct fs_stat st;
-};
 
 /* What the name below the directory is, and what may be done to it. */
 int fs_look(struct fs_server *server, struct fs_node *parent, const char *name,
@@ -201,6 +218,7 @@ int fs_may_make(const struct fs_node *parent, const char *name, bool as_director
 /* Whether the name, and what is there now, may be removed or moved. */
 int fs_may_unmake(struct fs_server *server, struct fs_node *parent, const char *name,
 		  struct fs_found *found);
+bool fs_same_where(const struct fs_where *a, const struct fs_where *b);
 /* Whether files may go from the one to the other. */
 bool fs_same_rule(const struct fs_where *a, const struct fs_where *b);
 /* 0, or why this node can't be changed. */

@@ -25,9 +25,10 @@ static int reply_entry(struct fs_call *call, const char *name)
 	int err = fs_look(server, call->node, name, &found);
 
 	if (!err)
-		err = fs_node_seen(server, call->node, name, &found.is, &found.where, &node);
+		err = fs_node_seen(server, call->node, name, &found, &node);
 	if (err)
 		return err;
+	atomic_store(&node->looked, true);
 	fs_fill_entry(server, node, &found.st, &entry);
 	fs_node_put(server, node);
 	return fs_reply(call, &entry, sizeof(entry));

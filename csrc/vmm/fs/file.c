@@ -77,20 +77,19 @@ static int enter_new(struct fs_call *call, const char *name, const struct fs_whe
 		     uint32_t flags, struct fuse_create_out *out)
 {
 	struct fs_server *server = call->server;
-	struct fs_identity is;
+	struct fs_found found = { .where = *where };
 	struct fs_node *node;
-	struct fs_stat st;
-	int err = fs_stat_at(fd, "", &st);
+	int err = fs_stat_at(fd, "", &found.st);
 
 	if (!err) {
-		fs_identify(&st, &is);
-		err = fs_node_seen(server, name ? call->node : NULL, name, &is, where, &node);
+		fs_identify(&found.st, &found.is);
+		err = fs_node_seen(server, name ? call->node : NULL, name, &found, &node);
 	}
 	if (err) {
 		close(fd);
 		return err;
 	}
-	fs_fill_entry(server, node, &st, &out->entry);
+	fs_fill_entry(server, node, &found.st, &out->entry);
 	err = fs_handle_new(server, node, fd, false, writes(flags), &out->open.fh);
 	if (err)
 		fs_node_forget(server, node->id, 1);
@@ -108,9 +107,10 @@ static int open_existing(struct fs_call *call, const char *name, uint32_t flags,
 	int err = fs_look(server, call->node, name, &found);
 
 	if (!err)
-		err = fs_node_seen(server, call->node, name, &found.is, &found.where, &node);
+		err = fs_node_seen(server, call->node, name, &found, &node);
 	if (err)
 		return err;
+	atomic_store(&node->looked, true);
 	err = open_handle(server, node, flags, &out->open);
 	if (!err && flags & O_TRUNC)
 		err = fs_node_stat(server, node, &found.st);

@@ -57,6 +57,13 @@ void fs_fds_returned(struct fs_server *server, uint32_t n)
 	pthread_mutex_unlock(&server->lock);
 }
 
+static void join(struct fs_handle *handle)
+{
+	handle->next_of_node = handle->node->handles;
+	handle->node->handles = handle;
+	handle->node->own |= handle->writable;
+}
+
 /* Called with the lock. */
 static int enter(struct fs_server *server, struct fs_handle *handle)
 {
@@ -65,28 +72,82 @@ static int enter(struct fs_server *server, struct fs_handle *handle)
 	handle->slot = server->free_slots[--server->n_free_slots];
 	handle->id = server->next_handle++ << SLOT_BITS | handle->slot;
 	server->handles[handle->slot] = handle;
-	handle->next_of_node = handle->node->handles;
-	handle->node->handles = handle;
+	join(handle);
 	return 0;
+}
+
+static struct fs_handle *make(struct fs_node *node, int fd, bool is_dir, bool writable)
+{
+	struct fs_handle *handle = calloc(1, sizeof(*handle));
+
+	if (!handle)
+		return NULL;
+	handle->node = node;
+	handle->fd = fd;
+	handle->is_dir = is_dir;
+	handle->writable = writable;
+	pthread_mutex_init(&handle->position, NULL);
+	return handle;
 }
 
 int fs_handle_new(struct fs_server *server, struct fs_node *node, int fd, bool is_dir,
 		  bool writable, uint64_t *id)
 {
-	struct fs_handle *handle = calloc(1, sizeof(*handle));
+	struct fs_handle *handle = make(node, fd, is_dir, writable);
 	int err = handle ? 0 : -ENOMEM;
 
 	if (handle) {
-		handle->node = node;
-		handle->fd = fd;
-		handle->is_dir = is_dir;
-		handle->writable = writable;
-		pthread_mutex_init(&handle->position, NULL);
 		pthread_mutex_lock(&server->lock);
 		err = enter(server, handle);
 		*id = handle->id;
 		pthread_mutex_unlock(&server->lock);
 	}
+	if (err) {
+		free(handle);
+		if (fd >= 0)
+			close(fd);
+	}
+	return err;
+}
+
+/* Take the slot out of the free ones; false: it is none of them. */
+static bool take_slot(struct fs_server *server, uint64_t slot)
+{
+	/* the next ones lie at the end, and so do those that were used */
+	for (uint32_t i = server->n_free_slots; i-- > 0;) {
+		if (server->free_slots[i] != slot)
+			continue;
+		server->free_slots[i] = server->free_slots[--server->n_free_slots];
+		return true;
+	}
+	return false;
+}
+
+static int enter_again(struct fs_server *server, struct fs_handle *handle, uint64_t id)
+{
+	uint64_t slot = id & (MOST_HANDLES - 1);
+
+	if (id >> SLOT_BITS >= server->next_handle || slot >= server->max_handles)
+		return -EINVAL;
+	if (!take_slot(server, slot))
+		return -EINVAL;
+	if (!allow(server, 1)) {
+		server->free_slots[server->n_free_slots++] = (uint32_t)slot;
+		return -ENFILE;
+	}
+	handle->slot = (uint32_t)slot;
+	handle->id = id;
+	server->handles[slot] = handle;
+	join(handle);
+	return 0;
+}
+
+int fs_handle_again(struct fs_server *server, uint64_t id, struct fs_node *node, int fd,
+		    bool is_dir)
+{
+	struct fs_handle *handle = make(node, fd, is_dir, false);
+	int err = handle ? enter_again(server, handle, id) : -ENOMEM;
+
 	if (err) {
 		free(handle);
 		if (fd >= 0)

@@ -154,6 +154,12 @@ int fs_may_unmake(struct fs_server *server, struct fs_node *parent, const char *
 	return found->where.place ? -EBUSY : 0;
 }
 
+bool fs_same_where(const struct fs_where *a, const struct fs_where *b)
+{
+	return a->export == b->export && a->place == b->place && a->rule == b->rule &&
+	       a->access == b->access && a->capped == b->capped && a->foreign == b->foreign;
+}
+
 bool fs_same_rule(const struct fs_where *a, const struct fs_where *b)
 {
 	return a->export == b->export && a->rule == b->rule && a->access == b->access &&

@@ -33,12 +33,6 @@ static uint32_t key_slot(const struct fs_server *server, const struct fs_identit
 	return (uint32_t)(hash >> 32) & (server->n_slots - 1);
 }
 
-static bool same_where(const struct fs_where *a, const struct fs_where *b)
-{
-	return a->export == b->export && a->place == b->place && a->rule == b->rule &&
-	       a->access == b->access && a->capped == b->capped && a->foreign == b->foreign;
-}
-
 /* --- tables ------------------------------------------------------------------------------ */
 
 static void insert(struct fs_server *server, struct fs_node *node)
@@ -92,7 +86,7 @@ static struct fs_node *by_key(const struct fs_server *server, const struct fs_id
 {
 	struct fs_node *node = server->by_key[key_slot(server, is)];
 
-	while (node && !(fs_same(&node->is, is) && same_where(&node->where, where)))
+	while (node && !(fs_same(&node->is, is) && fs_same_where(&node->where, where)))
 		node = node->next_by_key;
 	return node;
 }
@@ -280,7 +274,7 @@ static bool is_used(const struct fs_node *node)
 
 void fs_node_let(struct fs_server *server, struct fs_node *node)
 {
-	while (node && node != server->root && !is_used(node)) {
+	while (node && node != server->root && !server->keeping && !is_used(node)) {
 		struct fs_node *parent = node->parent;
 
 		take_out(server, node);
@@ -373,8 +367,7 @@ static int set_name(struct fs_server *server, struct fs_node *node, struct fs_no
 	return 0;
 }
 
-static struct fs_node *add(struct fs_server *server, const struct fs_identity *is,
-			   const struct fs_where *where)
+static struct fs_node *add(struct fs_server *server, uint64_t id, const struct fs_found *found)
 {
 	struct fs_node *node;
 
@@ -385,32 +378,38 @@ static struct fs_node *add(struct fs_server *server, const struct fs_identity *i
 	node = calloc(1, sizeof(*node));
 	if (!node)
 		return NULL;
-	node->id = server->next_node++;
-	node->is = *is;
-	node->where = *where;
+	node->id = id;
+	node->is = found->is;
+	node->where = found->where;
 	node->fd = -1;
+	fs_stamp(&found->st, &node->seen);
 	insert(server, node);
 	server->n_nodes++;
 	return node;
 }
 
+/* What the view has open already. */
+static void fix_export(const struct fs_server *server, struct fs_node *node)
+{
+	if (node->parent != server->root || node->fixed)
+		return;
+	node->fd = node->where.export->fd;
+	node->fixed = true;
+}
+
 int fs_node_seen(struct fs_server *server, struct fs_node *parent, const char *name,
-		 const struct fs_identity *is, const struct fs_where *where,
-		 struct fs_node **out)
+		 const struct fs_found *found, struct fs_node **out)
 {
 	struct fs_node *node;
 	int err;
 
 	pthread_mutex_lock(&server->lock);
-	node = by_key(server, is, where);
+	node = by_key(server, &found->is, &found->where);
 	if (!node)
-		node = add(server, is, where);
+		node = add(server, server->next_node++, found);
 	err = node ? set_name(server, node, parent, name) : -ENOMEM;
-	if (node && !err && parent == server->root && !node->fixed) {
-		node->fd = where->export->fd;
-		node->fixed = true;
-	}
 	if (!err) {
+		fix_export(server, node);
 		node->n_users++;
 		node->n_lookup++;
 		*out = node;
@@ -419,6 +418,30 @@ int fs_node_seen(struct fs_server *server, struct fs_node *parent, const char *n
 	}
 	pthread_mutex_unlock(&server->lock);
 	return err;
+}
+
+struct fs_node *fs_node_find(const struct fs_server *server, uint64_t id)
+{
+	return by_id(server, id);
+}
+
+struct fs_node *fs_node_again(struct fs_server *server, uint64_t id, uint64_t n_lookup,
+			      struct fs_node *parent, const char *name,
+			      const struct fs_found *found)
+{
+	struct fs_node *node;
+
+	if (id >= server->next_node || n_lookup > INT64_MAX || by_id(server, id) ||
+	    by_key(server, &found->is, &found->where))
+		return NULL;
+	node = add(server, id, found);
+	if (!node)
+		return NULL;
+	node->n_lookup = n_lookup;
+	if (set_name(server, node, parent, name))
+		return NULL;
+	fix_export(server, node);
+	return node;
 }
 
 void fs_node_moved(struct fs_server *server, const struct fs_identity *is,
@@ -436,18 +459,41 @@ void fs_node_moved(struct fs_server *server, const struct fs_identity *is,
 
 int fs_nodes_init(struct fs_server *server)
 {
-	const struct fs_identity is = { .ino = 1, .type = S_IFDIR };
-	const struct fs_where where = { .access = FS_READ_ONLY };
+	const struct fs_found found = {
+		.is = { .ino = 1, .type = S_IFDIR }, .where = { .access = FS_READ_ONLY },
+	};
 
-	server->next_node = FUSE_ROOT_ID;
+	server->next_node = FUSE_ROOT_ID + 1;
 	if (set_slots(server, FIRST_SLOTS))
 		return -ENOMEM;
-	server->root = add(server, &is, &where);
+	server->root = add(server, FUSE_ROOT_ID, &found);
 	return server->root ? 0 : -ENOMEM;
+}
+
+void fs_nodes_let_go(struct fs_server *server)
+{
+	server->keeping = false;
+	/* as below */
+	for (uint32_t i = 0; i < server->n_slots; i++) {
+		struct fs_node *node = server->by_id[i];
+
+		while (node) {
+			struct fs_node *next = node->next_by_id;
+
+			if (node != server->root && !is_used(node)) {
+				fs_node_let(server, node);
+				next = server->by_id[i];
+			}
+			node = next;
+		}
+	}
 }
 
 void fs_nodes_forget_all(struct fs_server *server)
 {
+	bool keeping = server->keeping;
+
+	fs_nodes_let_go(server);
 	/* what a node's going takes along lies above it, so each slot is begun again */
 	for (uint32_t i = 0; i < server->n_slots; i++) {
 		struct fs_node *node = server->by_id[i];
@@ -464,6 +510,7 @@ void fs_nodes_forget_all(struct fs_server *server)
 			node = server->by_id[i];
 		}
 	}
+	server->keeping = keeping;
 }
 
 void fs_nodes_free(struct fs_server *server)

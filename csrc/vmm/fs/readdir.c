@@ -29,25 +29,31 @@ struct listing {
 	uint64_t space;                 /* what is left of what the client asked for */
 };
 
+int fs_open_directory(struct fs_server *server, struct fs_node *node, int *fd)
+{
+	*fd = -1;
+	if (node->is.type != S_IFDIR)
+		return -ENOTDIR;
+	/* others have no fd: what they list comes from the view */
+	if (node == server->root || node->where.access == FS_HIDDEN)
+		return 0;
+	*fd = fs_directory_fd(server, node);
+	if (*fd >= 0)
+		*fd = fs_reopen(server, *fd, S_IFDIR, O_RDONLY | O_DIRECTORY);
+	return *fd < 0 ? *fd : 0;
+}
+
 int fs_op_opendir(struct fs_call *call)
 {
 	struct fs_server *server = call->server;
 	struct fuse_open_out out = { 0 };
 	struct fuse_open_in in;
-	int err = fs_take(call, &in, sizeof(in)), fd = -1;
+	int err = fs_take(call, &in, sizeof(in)), fd;
 
-	if (err)
-		return err;
-	if (call->node->is.type != S_IFDIR)
-		return -ENOTDIR;
-	/* others have no fd: what they list comes from the view */
-	if (call->node != server->root && call->node->where.access != FS_HIDDEN) {
-		fd = fs_directory_fd(server, call->node);
-		fd = fd < 0 ? fd : fs_reopen(server, fd, S_IFDIR, O_RDONLY | O_DIRECTORY);
-		if (fd < 0)
-			return fd;
-	}
-	err = fs_handle_new(server, call->node, fd, true, false, &out.fh);
+	if (!err)
+		err = fs_open_directory(server, call->node, &fd);
+	if (!err)
+		err = fs_handle_new(server, call->node, fd, true, false, &out.fh);
 	return err ? err : fs_reply(call, &out, sizeof(out));
 }
 
@@ -108,7 +114,7 @@ static void fill_plus(struct listing *l, const char *name, struct fuse_entry_out
 	*node = NULL;
 	if (is_dots(name) || fs_look(server, l->call->node, name, &found))
 		return;
-	if (!fs_node_seen(server, l->call->node, name, &found.is, &found.where, node))
+	if (!fs_node_seen(server, l->call->node, name, &found, node))
 		fs_fill_entry(server, *node, &found.st, entry);
 }
 

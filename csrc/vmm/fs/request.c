@@ -99,15 +99,18 @@ int fs_take_string(struct fs_call *call, char *data, size_t size)
 	return 0;
 }
 
+bool fs_is_name(const char *name)
+{
+	return *name && strcmp(name, ".") && strcmp(name, "..") && !strchr(name, '/');
+}
+
 int fs_take_name(struct fs_call *call, char name[FS_NAME])
 {
 	int err = fs_take_string(call, name, FS_NAME);
 
 	if (err)
 		return err;
-	if (!*name || !strcmp(name, ".") || !strcmp(name, "..") || strchr(name, '/'))
-		return -EINVAL;
-	return 0;
+	return fs_is_name(name) ? 0 : -EINVAL;
 }
 
 int fs_reply(struct fs_call *call, const void *data, size_t len)

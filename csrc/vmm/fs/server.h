@@ -53,4 +53,26 @@ bool fs_server_untouched(struct fs_server *server, bool *mounted);
 /* Go on so. */
 void fs_server_resume(struct fs_server *server, bool mounted);
 
+/*
+ * From now on all that the client looks at is remembered, with the state that
+ * it was in, so that it can be saved; before the client sees any export.
+ */
+void fs_server_keep(struct fs_server *server);
+/*
+ * What the client knows and has open, of a machine that stands still, as at most
+ * so many bytes; how many, or -1 with error set: a file has changed since it
+ * was first looked at, is open for writing or locked, or has lost its name.
+ */
+ssize_t fs_server_save(struct fs_server *server, void *bytes, size_t room, char *error, size_t n);
+/*
+ * Go on with that, in a server with the same exports that has served nobody yet.
+ * 0, or -1 with error set, and then it is of no use: a file is another now.
+ */
+int fs_server_load(struct fs_server *server, const void *bytes, size_t len, char *error, size_t n);
+/*
+ * Whether all of that is still so, while the machine stands still; once it was,
+ * nothing is remembered any more.  0, or -1 with error set.
+ */
+int fs_server_check(struct fs_server *server, char *error, size_t n);
+
 #endif

@@ -25,6 +25,11 @@ int fs_stat_at(int fd, const char *name, struct fs_stat *st)
 	return 0;
 }
 
+static uint64_t nanoseconds(const struct fs_time *time)
+{
+	return (uint64_t)time->sec * 1000000000u + time->nsec;
+}
+
 void fs_identify(const struct fs_stat *st, struct fs_identity *is)
 {
 	is->dev = makedev(st->dev_major, st->dev_minor);
@@ -32,8 +37,15 @@ void fs_identify(const struct fs_stat *st, struct fs_identity *is)
 	is->mount = st->mask & FS_STATX_MNT_ID ? st->mnt_id : 0;
 	is->born = 0;
 	if (st->mask & FS_STATX_BTIME)
-		is->born = (uint64_t)st->btime.sec * 1000000000u + st->btime.nsec;
+		is->born = nanoseconds(&st->btime);
 	is->type = st->mode & S_IFMT;
+}
+
+void fs_stamp(const struct fs_stat *st, struct fs_stamp *stamp)
+{
+	stamp->size = st->size;
+	stamp->modified = nanoseconds(&st->mtime);
+	stamp->changed = nanoseconds(&st->ctime);
 }
 
 bool fs_same_inode(const struct fs_identity *a, const struct fs_identity *b)

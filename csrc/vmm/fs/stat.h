@@ -46,9 +46,15 @@ struct fs_identity {
 	uint32_t type;                  /* S_IFMT */
 };
 
+/* What tells one state of a file from another, without reading it; times in nanoseconds. */
+struct fs_stamp {
+	uint64_t size, modified, changed;
+};
+
 /* Of the name below the directory, or of fd itself where name is ""; 0 or -errno. */
 int fs_stat_at(int fd, const char *name, struct fs_stat *st);
 void fs_identify(const struct fs_stat *st, struct fs_identity *is);
+void fs_stamp(const struct fs_stat *st, struct fs_stamp *stamp);
 /* The same inode, through whatever mount. */
 bool fs_same_inode(const struct fs_identity *a, const struct fs_identity *b);
 /* The same inode, through the same mount. */
