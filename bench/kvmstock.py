@@ -33,10 +33,13 @@ from cowork_nsrun.guest.view import view_file
 from cowork_nsrun.guest.vmm import Monitor, Settings, StreamRefused, find_beside
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.probe import ask_program
+from cowork_nsrun.warm import python
 
 MACHINES = 20
 STOCK_MIB = 128
 MIB = 1 << 20
+#: what a program loads that is of some use
+MODULES = ("json", "decimal", "http.client", "asyncio")
 
 
 def wait_ready(monitor: Monitor) -> None:
@@ -141,6 +144,27 @@ def pools(payload: Path, rounds: int, machines: int) -> Pooled:
     )
 
 
+def warmed(rounds: int) -> tuple[float, float]:
+    """Python with some modules, by a clone that has loaded them, and by one that has not."""
+    interpreter = f"{sys.base_prefix}/bin/python3"
+    spec = Sandbox.minimal().replace(backend="kvm").network("none")
+    spec = spec.bind(sys.base_prefix, read_only=True)
+    argv = [interpreter, "-c", f"import {', '.join(MODULES)}; print()"]
+    words = python(*MODULES, interpreter=interpreter)
+    warm, cold = [], []
+    with Pool(spec, 1, warm=words) as waiting, Pool(spec, 1) as base:
+        for _ in range(rounds):
+            for pool in (waiting, base):
+                pool.wait_full()
+            assert waiting.stats().warm, waiting.cold
+            warm.append(first_byte(lambda: waiting.popen(argv[1:], stdout=PIPE)))
+            for pool in (waiting, base):
+                pool.wait_full()
+            cold.append(first_byte(lambda: base.popen(argv, stdout=PIPE)))
+        assert waiting.stats().handed == base.stats().handed == rounds
+    return statistics.median(warm), statistics.median(cold)
+
+
 def memory_of_parked(spec: Sandbox, machines: int) -> float:
     """MiB of a pool's machine, and what the process that holds it has for it."""
     with Pool(spec, machines + 1) as pool:
@@ -190,12 +214,14 @@ def main() -> int:
                         forks.append(found.run(lambda _: mother.fork()))
         memory = memory_of_one(found, MACHINES)
         parked = pools(found.payload, 3 * rounds, MACHINES)
+        warm, loading = warmed(3 * rounds)
     cold = statistics.median(boots)
     for name, times in (("restore", restores), ("fork", forks)):
         say(f"stock: {name} / cold boot", statistics.median(times), cold, 0.10, "ms")
     say("stock: memory of a waiting machine", memory, None, 3.0, "MiB")
     say("stock: Pool.popen() / cold boot", parked.pooled, cold, 0.10, "ms")
     say("stock: Pool.popen() / popen() of a restored one", parked.pooled, parked.fresh, 0.25, "ms")
+    say("stock: Python that has loaded / that loads in a pool's clone", warm, loading, 0.5, "ms")
     say("stock: memory of a pool's machine that waits", parked.memory, None, 3.0, "MiB")
     return 0
 

@@ -6,6 +6,7 @@ process stands for it as ``nsrun vm exec`` does, with the same two pipes.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -30,6 +31,10 @@ from cowork_nsrun.program import find_program
 TERMS = struct.Struct("=QQQd")
 #: the answer to a command, with a pidfd: the pid of the process that stands for it from now on
 TAKEN = struct.Struct("=i")
+#: what is asked for: a machine that waits for its command, and one whose program waits, too
+COLD, WARM = b"\0", b"\1"
+#: bytes of a command, as a plan, for a program that waits: it is told in one packet
+LARGEST = 60 << 10
 #: seconds in which a keeper has seen that its owner is gone
 PATIENCE = 5.0
 
@@ -39,9 +44,13 @@ class Keeper(Closing):
 
     It is started by the first :meth:`park`, and again if it is gone; it ends with this object,
     and with this process.  Machines that wait end with it, those with a command do not.
+
+    Arguments:
+        warm: the command of a parked plan is a program that does its start ahead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, warm: bool = False) -> None:
+        self.warm = warm
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,11 +73,10 @@ class Keeper(Closing):
             if not self._send(self._start(), fds):
                 raise NsrunError(f"nsrun vm keep ended with status {self._end()}")
 
-    @staticmethod
-    def _send(control: socket.socket, fds: Sequence[int]) -> bool:
+    def _send(self, control: socket.socket, fds: Sequence[int]) -> bool:
         """False if nobody is there any more."""
         try:
-            socket.send_fds(control, [b"\0"], list(fds))
+            socket.send_fds(control, [WARM if self.warm else COLD], list(fds))
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
@@ -133,6 +141,7 @@ class ParkedMachine(MachineChild):
         self._line: socket.socket | None = None
         self._limits: Mapping[str, float] = {}
         self._killed = False
+        self._most = 0
 
     def start_parked(self, plan: Plan, keeper: Keeper, limits: Mapping[str, float]) -> None:
         """Have it made.
@@ -144,6 +153,7 @@ class ParkedMachine(MachineChild):
             NsrunError: not at all.
         """
         self._limits = limits
+        self._most = LARGEST if keeper.warm else 0
         outlet = plan.number(Number.LISTEN_FD)
         if any(fd != outlet for fd in plan.fds):
             raise NsrunError("a pool of microVMs has none of the caller's descriptors")
@@ -167,6 +177,11 @@ class ParkedMachine(MachineChild):
         """Waits for its command."""
         return self._parked
 
+    @property
+    def cold(self) -> str:
+        """Why no program waits in it, though one was to; "": one does, or none was."""
+        return self._cold
+
     def _terms(self, deadline: int | None) -> bytes:
         limits = self._limits
         whole = (int(limits.get(name, 0)) for name in ("memory", "pids"))
@@ -175,13 +190,21 @@ class ParkedMachine(MachineChild):
     def hand(
         self, command: _native.Plan, stdio: tuple[int, int, int], deadline: int | None = None
     ) -> bool:
-        """Give it its command; False if it has to be thrown away."""
+        """Give it its command; False if it has to be thrown away.
+
+        Raises:
+            NsrunError: it is too large, E2BIG.
+        """
+        words = command.write()
+        if self._most and len(words) > self._most:
+            text = f"a command of {len(words)} bytes; a program that waits gets {self._most}"
+            raise NsrunError(text, errno=errno.E2BIG)
         line, self._line = self._line, None
         if line is None:
             return False
         try:
             with line:
-                data = plan_file(command.write())
+                data = plan_file(words)
                 try:
                     socket.send_fds(line, [self._terms(deadline)], [data, *stdio])
                 finally:

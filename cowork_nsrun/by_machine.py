@@ -36,6 +36,7 @@ class MachineChild(_native.Child):
         self._status = self._life = self._pidfd = -1
         self._heard = b""
         self._started = self._parked = False
+        self._cold = ""
         self._pid = 0
         self._ending: dict[str, Any] = {}
 
@@ -141,6 +142,7 @@ class MachineChild(_native.Child):
                 self._started = True
             elif "parked" in record:
                 self._parked = True
+                self._cold = record.get("cold", "")
             else:
                 self._ending = record
         return self._status < 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cowork_nsrun import _native
 from cowork_nsrun._native import Number
-from cowork_nsrun.by_keeper import Keeper
+from cowork_nsrun.by_keeper import Keeper, ParkedMachine
 from cowork_nsrun.denies import Placeholders
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.limits import Cgroup
@@ -371,6 +371,11 @@ class Handle:
             poller.register(fd, select.POLLIN)
             poller.poll()
             self.advance()
+
+    @property
+    def cold(self) -> str:
+        """Of a parked one, why no program waits in it that was to; "": there is no such reason."""
+        return self._child.cold if isinstance(self._child, ParkedMachine) else ""
 
     def wait_parked(self) -> bool:
         """Wait until it waits for its command; False if it came to an end instead."""

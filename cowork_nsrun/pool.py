@@ -22,6 +22,7 @@ from cowork_nsrun.closing import Closing
 from cowork_nsrun.enforce import enforce
 from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.handle import Handle, start
+from cowork_nsrun.namespaces import Namespace
 from cowork_nsrun.plan import Extras, Plan
 from cowork_nsrun.process import Argv, Process, Result, finish, finished_ends, popen, run
 from cowork_nsrun.spec import BindFd, Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
@@ -44,6 +45,7 @@ class PoolStats:
         fresh: commands for which a sandbox was made, since none was ready or none fit.
         discarded: sandboxes that got too old, or whose sources had changed.
         failed: sandboxes that could not be made.
+        warm: of those that wait now, in how many a program does so that has done its start.
     """
 
     parked: int
@@ -51,6 +53,7 @@ class PoolStats:
     fresh: int
     discarded: int
     failed: int
+    warm: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,12 @@ class _Parked:
 class _Store:
     """The parked sandboxes, and the thread that makes them."""
 
-    def __init__(self, spec: Sandbox, size: int, max_age: float) -> None:
+    def __init__(
+        self, spec: Sandbox, size: int, max_age: float, warm: tuple[str, ...] = ()
+    ) -> None:
         self.spec = spec
+        self.warm = warm
+        self.cold = ""
         self._size = size
         self._max_age = max_age
         self._owner = os.getpid()
@@ -77,7 +84,7 @@ class _Store:
         self._closed = False
         self._retry_at = 0.0
         self._counts = {"handed": 0, "fresh": 0, "discarded": 0, "failed": 0}
-        self._keeper = Keeper()
+        self._keeper = Keeper(warm=bool(warm))
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._work, name="nsrun-pool", daemon=True)
         try:
@@ -154,7 +161,7 @@ class _Store:
         try:
             extras = Extras(flags, enforced.cgroups, enforced.rlimits, enforced.numbers)
             spec = self.spec if self.spec.timeout is None else self.spec.replace(timeout=None)
-            plan = Plan.from_spec(spec, PLACEHOLDER, extras=extras)
+            plan = Plan.from_spec(spec, self.warm or PLACEHOLDER, extras=extras)
         except BaseException:
             enforced.give_back()
             raise
@@ -170,7 +177,14 @@ class _Store:
             handle.close()
             handle.check()
             raise NsrunError("a sandbox that was made ahead came to its end")
+        self._tell_cold(handle.cold)
         return handle
+
+    def _tell_cold(self, why: str) -> None:
+        """Whether a program waits in those that are made now."""
+        if why and why != self.cold:
+            log.warning("%s does not wait in a machine, but starts anew: %s", self.warm[0], why)
+        self.cold = why
 
     @contextmanager
     def _may_be_ended(self, handle: Handle) -> Iterator[None]:
@@ -193,12 +207,14 @@ class _Store:
         if self._closed:
             raise NsrunError("the pool is closed")
 
-    def hand(self, command: Plan, ends: Ends, timeout: float | None) -> Handle | None:
-        """A sandbox that has got the command; None if none was ready, or it is too large."""
+    def hand(
+        self, command: Plan, ends: Ends, timeout: float | None, *, fits: bool = True
+    ) -> Handle | None:
+        """A sandbox that has got the command; None if none was ready, or it does not fit."""
         while True:
             with self._lock:
                 self._expire()
-                parked = self._parked.popleft() if self._parked else None
+                parked = self._parked.popleft() if self._parked and fits else None
             if parked is None:
                 self.count("fresh")
                 return None
@@ -235,7 +251,8 @@ class _Store:
 
     def stats(self) -> PoolStats:
         with self._lock:
-            return PoolStats(len(self._parked), **self._counts)
+            warm = sum(bool(self.warm) and not one.handle.cold for one in self._parked)
+            return PoolStats(len(self._parked), **self._counts, warm=warm)
 
     def wait_full(self, deadline: float | None) -> bool:
         with self._lock:
@@ -280,28 +297,48 @@ class Pool(Closing):
     Use it as a context manager, or close it.  Any thread may use it; a forked copy of
     the program can't.
 
+    With ``warm`` a program does its start in such a microVM before that is saved, and goes on
+    in each clone as if it had been started there: with the arguments, environment, directory
+    and streams of its command, see :mod:`cowork_nsrun.warm`.  Where that can't be, the program
+    is started anew, and :attr:`cold` says why.
+
     Arguments:
         spec: the sandbox.
         size: how many are kept ready, 1 to 1024.
         max_age: seconds after which one is thrown away.
+        warm: a program that knows how to wait, and its first arguments; commands are the
+            arguments behind these.
 
     Raises:
         SpecError: a value that can't be.
     """
 
-    def __init__(self, spec: Sandbox, size: int = 4, *, max_age: float = 300.0) -> None:
+    def __init__(
+        self, spec: Sandbox, size: int = 4, *, max_age: float = 300.0, warm: Argv = ()
+    ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= SIZE_MAX:
             raise SpecError("size", f"a number from 1 to {SIZE_MAX} is wanted, not {size!r}")
         if not max_age > 0:
             raise SpecError("max_age", f"must be more than 0 seconds, not {max_age!r}")
         _check_spec(spec)
-        self._store = _Store(spec, size, max_age)
+        words = _checked_warm(spec, warm) if warm else ()
+        self._store = _Store(spec, size, max_age, words)
         self._finalizer = weakref.finalize(self, self._store.close)
 
     @property
     def spec(self) -> Sandbox:
         """What its sandboxes are."""
         return self._store.spec
+
+    @property
+    def warm(self) -> tuple[str, ...]:
+        """The program that waits in its sandboxes; none: ()."""
+        return self._store.warm
+
+    @property
+    def cold(self) -> str:
+        """Why that program waits in none of those made last, and is started anew; "": it waits."""
+        return self._store.cold
 
     def stats(self) -> PoolStats:
         """What it has done so far."""
@@ -359,13 +396,16 @@ class Pool(Closing):
         """
         begin = time.monotonic_ns()
         self._store.check()
+        argv = (*self.warm, *argv)
         timeout = self.spec.timeout if timeout is None else timeout
         flags = PlanFlag.TERMINAL if pty else PlanFlag.NONE
         command = Plan.for_parked(self.spec, argv, cwd=cwd, env=env, extras=Extras(flags))
         ends = Ends(stdin, stdout, stderr, pty)
         try:
             can_time = self.spec.ends_all
-            handle = self._store.hand(command, ends, timeout if can_time else None)
+            # a terminal is a program's from its start
+            fits = not (pty and self.warm)
+            handle = self._store.hand(command, ends, timeout if can_time else None, fits=fits)
             if handle is not None:
                 try:
                     handle.wait_started()
@@ -439,6 +479,7 @@ class Pool(Closing):
         """
         begin = time.monotonic_ns()
         self._store.check()
+        argv = (*self.warm, *argv)
         timeout = self.spec.timeout if timeout is None else timeout
         command = Plan.for_parked(self.spec, argv, cwd=cwd, env=env)
         ends = finished_ends(input, capture)
@@ -483,6 +524,16 @@ def _check_spec(spec: Sandbox) -> None:
         raise SpecError("spec.as_pid_1", "in a pool, pid 1 is not the command")
     if spec.backend == "kvm":
         _check_machine(spec)
+
+
+def _checked_warm(spec: Sandbox, warm: Argv) -> tuple[str, ...]:
+    from cowork_nsrun import compiling  # noqa: PLC0415 - as Plan
+
+    if spec.backend != "kvm":
+        raise SpecError("warm", "a program can wait in a microVM alone: backend kvm")
+    if Namespace.NET not in spec.unshare or spec.egress is not None or spec.veth:
+        raise SpecError("warm", "a program that waits has no network, and no way out")
+    return tuple(compiling.checked_argv(warm))
 
 
 def _check_machine(spec: Sandbox) -> None:

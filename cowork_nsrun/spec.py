@@ -1222,11 +1222,17 @@ class Sandbox:
 
         return await run(argv, self, **options)
 
-    def pool(self, size: int = 4, *, max_age: float = 300.0) -> Pool:
+    def pool(
+        self,
+        size: int = 4,
+        *,
+        max_age: float = 300.0,
+        warm: Sequence[str | os.PathLike[str]] = (),
+    ) -> Pool:
         """Keep that many ready for their command: :class:`cowork_nsrun.Pool`."""
         from cowork_nsrun.pool import Pool  # noqa: PLC0415 - it imports this module
 
-        return Pool(self, size, max_age=max_age)
+        return Pool(self, size, max_age=max_age, warm=warm)
 
 
 def _resolver() -> tuple[Operation, ...]:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 PORT = 1024
 #: bytes of a plan
 MAX_PLAN = 64 << 20
+#: of what a program is told that goes on
+MAX_MESSAGE = 64 << 10
 #: how long the agent may take to take a stream, in seconds
 PATIENCE = 60.0
 #: those there are, and those to come
@@ -48,6 +50,7 @@ _SETTINGS_VERSION = 2
 _CLOCK = 1
 _ENTROPY = 2
 _OUTLET = 4
+_WARM = 8
 _NUMBER = struct.Struct("=I")
 #: connections that are being fetched; an agent has at most half as many at one time
 _FETCHED = 512
@@ -77,11 +80,13 @@ class _Type(IntEnum):
     DEADLINE = 5
     POWER_OFF = 6
     GET_INFO = 7
+    CONTINUE = 8
     STARTED = 65
     EXITED = 66
     FAILED = 67
     INFO = 68
     OUTGOING = 69
+    WARM = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,8 @@ class Settings:
         clock_ns: the time since 1970, for a guest that may not know it; None: leave it.
         entropy: 32 random bytes for a guest that may have none; None: leave it.
         outlet: connections to the proxy's ports in the command's network are carried here.
+        warm: the program does its start, says so on its standard input, and waits there:
+            csrc/guest/protocol.h.
         bounding: capabilities that its bounding set may have, a bit each: capabilities(7).
     """
 
@@ -118,6 +125,7 @@ class Settings:
     clock_ns: int | None = None
     entropy: bytes | None = None
     outlet: bool = False
+    warm: bool = False
     bounding: int = ALL_CAPABILITIES
 
     def encode(self) -> bytes:
@@ -129,7 +137,7 @@ class Settings:
         flags = (_CLOCK if self.clock_ns is not None else 0) | (
             _ENTROPY if self.entropy is not None else 0
         )
-        flags |= _OUTLET if self.outlet else 0
+        flags |= (_OUTLET if self.outlet else 0) | (_WARM if self.warm else 0)
         if self.entropy is not None and len(self.entropy) != 32:
             raise NsrunError(f"entropy: {len(self.entropy)} bytes; 32 are wanted")
         try:
@@ -232,6 +240,42 @@ class Agent:
         """
         if len(plan) > MAX_PLAN:
             raise NsrunError(f"plan of {len(plan)} bytes; a guest gets at most {MAX_PLAN}")
+        there = (stdin, stdout, stderr)
+        first = (_Type.PLAN, plan)
+        return self._begin(first, settings, there, terminal=terminal, outlet=outlet)
+
+    def go_on(
+        self, message: bytes, settings: Settings, *, stdin: bool, stdout: bool, stderr: bool
+    ) -> Command:
+        """Run what was kept: a program that was ready when the machine was saved.
+
+        Arguments:
+            message: what it is told, at most :data:`MAX_MESSAGE` bytes.
+            settings: its caller's are the same as they were.
+            stdin: as for :meth:`start`.
+            stdout: the same.
+            stderr: the same.
+
+        Raises:
+            NsrunError: the agent takes no more commands, or is gone.
+        """
+        if len(message) > MAX_MESSAGE:
+            text = f"a message of {len(message)} bytes; a program gets at most {MAX_MESSAGE}"
+            raise NsrunError(text)
+        there = (stdin, stdout, stderr)
+        return self._begin((_Type.CONTINUE, message), settings, there)
+
+    def _begin(
+        self,
+        first: tuple[_Type, bytes],
+        settings: Settings,
+        there: tuple[bool, bool, bool],
+        *,
+        terminal: bool = False,
+        outlet: Outlet | None = None,
+    ) -> Command:
+        """Open the streams that are there; settings, and the frame behind them."""
+        stdin, stdout, stderr = there
         wanted = [_Role.CONTROL, _Role.TERMINAL] if terminal else [_Role.CONTROL]
         if not terminal:
             wanted += [
@@ -250,7 +294,7 @@ class Agent:
             command.fetch = _Fetch(self, token, outlet)
         try:
             command._send(_Type.SETTINGS, head)
-            command._send(_Type.PLAN, plan)
+            command._send(*first)
         except BaseException:
             command.close()
             raise
@@ -354,6 +398,7 @@ class Command(Closing):
         terminal: in place of these; both ways.
         pid: of the first process, as the guest has it; 0: not known yet.
         usage: what it took; None: it has not ended.
+        warm: its program is ready: closed, it stays, and the machine can be saved.
         fetch: what brings its connections here; None: it has no way out.
     """
 
@@ -365,6 +410,7 @@ class Command(Closing):
         self.terminal = streams.get(_Role.TERMINAL)
         self.pid = 0
         self.usage: Usage | None = None
+        self.warm = False
         self.fetch: _Fetch | None = None
         self._streams = streams
         self._status: int | None = None
@@ -501,6 +547,8 @@ class Command(Closing):
             (self.pid,) = _STARTED.unpack(payload)
         elif kind == _Type.EXITED and len(payload) == _EXITED.size:
             self._end(payload)
+        elif kind == _Type.WARM and not payload:
+            self.warm = True
         elif kind == _Type.OUTGOING and len(payload) == _NUMBER.size and self.fetch:
             self.fetch.begin(*_NUMBER.unpack(payload))
         elif kind == _Type.FAILED and len(payload) >= _FAILED.size:

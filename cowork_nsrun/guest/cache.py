@@ -97,6 +97,17 @@ def keep(kind: str, key: str, make: Callable[[BinaryIO], None]) -> None:
         log.info("%s is not used: %s", directory(), reason)
 
 
+def unnamed(kind: str) -> BinaryIO:
+    """An empty file for this process alone, and whom it gives it to; in memory where need be."""
+    flags = os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+    try:
+        with _own_directory() as place:
+            return open(os.open(".", flags, 0o600, dir_fd=place), "w+b")
+    except (_Unusable, OSError) as reason:
+        log.info("%s is not used: %s", directory(), reason)
+    return open(os.memfd_create(f"nsrun-{kind}", os.MFD_CLOEXEC), "w+b")
+
+
 def drop(kind: str, key: str) -> None:
     """Remove a file that turned out to be of no use."""
     with suppress(_Unusable, OSError), _own_directory() as place:

@@ -20,32 +20,44 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cowork_nsrun._native import Number
-from cowork_nsrun.by_keeper import TAKEN, TERMS
+from cowork_nsrun.by_keeper import TAKEN, TERMS, WARM
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest import cache
+from cowork_nsrun.guest.agent import Command
 from cowork_nsrun.guest.compile import Translation, translate
-from cowork_nsrun.guest.exec import Streams, Teller, read_plan, run_in, stand_for
+from cowork_nsrun.guest.exec import (
+    Streams,
+    Teller,
+    own_settings,
+    read_plan,
+    run_in,
+    stand_for,
+)
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Guest, Machine
 from cowork_nsrun.guest.standin import Forwarding
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import Elsewhere, Ends, Monitor, Running, find_beside
+from cowork_nsrun.guest.warm import Saved, clone, message, wake
 from cowork_nsrun.plan import Extras, Plan
 
 FAILED = 1
+#: seconds until it is tried again to have a program do its start, when it could not be
+COLD_FOR = 60.0
 _PR_SET_CHILD_SUBREAPER = 36
 #: a plan, and three standard streams
 _HANDED = 4
 #: of a machine: control, console, messages, and a pidfd of its monitor
 _GIVEN = 4
-_GIFT = 4096
+_GIFT = 1 << 16
 
 Work = Callable[[], int]
 
@@ -61,6 +73,7 @@ class Place:
         line: the command comes there, once: its plan and its three standard streams.
         directory: the owner's, where the command starts if nothing else is said.
         outlet: where a sandbox with egress rules sends its sockets; -1: it has none.
+        warm: the plan's command is a program that does its start, and waits.
     """
 
     plan: int
@@ -69,10 +82,12 @@ class Place:
     line: int
     directory: int
     outlet: int = -1
+    warm: bool = field(default=False, kw_only=True)
 
     def close(self) -> None:
         """Its owner sees that."""
-        for fd in vars(self).values():
+        fds = (self.plan, self.status, self.life, self.line, self.directory, self.outlet)
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
 
@@ -84,7 +99,8 @@ class Place:
         return read_plan(self.plan).with_extras(Extras(numbers={Number.LISTEN_FD: self.outlet}))
 
 
-_FDS = len(fields(Place))
+#: of a place, at most
+_FDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +111,16 @@ class _Made:
         pid: of its monitor.
         view: what is shared of the host's files, see :func:`_digest`.
         first: the number of the first of them.
+        warm: a program waits in it, and it stands still.
+        cold: why not, though one was to.
         fds: see :data:`_GIVEN`.
     """
 
     pid: int
     view: str
     first: int
+    warm: bool
+    cold: str
     fds: tuple[int, ...]
 
     def close(self) -> None:
@@ -152,6 +172,7 @@ class _Keeper:
         self._kept: dict[int, _Making | _Parked] = {}
         self._choice = _Choice()
         self._choice.kernel()
+        self._warm = _WarmState()
         self._come, self._numbers = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._poller = select.poll()
@@ -210,7 +231,8 @@ class _Keeper:
                 on_error.pop_all()
             (theirs if pid else ours).close()
             if not pid:
-                return partial(_begin, place, partial(_make, place, theirs, kernel))
+                make = partial(_make_warm, warm=self._warm) if place.warm else _make
+                return partial(_begin, place, partial(make, place, theirs, kernel))
             self._keep(_Making(place, ours))
         except OSError as error:
             _tell_of(error, place)
@@ -224,14 +246,16 @@ class _Keeper:
         """
         try:
             data, fds, _, _ = socket.recv_fds(
-                making.gift, _GIFT, _GIVEN, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                making.gift, _GIFT, _GIVEN + 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return
         except ConnectionError:
             data, fds = b"", []
         if data:
-            made = _Made(**json.loads(data), fds=tuple(fds))
+            record = json.loads(data)
+            self._warm.learn(record.pop("key"), record["cold"], fds[_GIVEN:])
+            made = _Made(**record, fds=tuple(fds[:_GIVEN]))
             self._kept[making.fd] = replace(making, made=made)
             return
         self._let_go(making)
@@ -240,7 +264,7 @@ class _Keeper:
             return
         making.gift.close()
         self._keep(_Parked(making.place, making.made))
-        Teller(making.place.status)({"parked": True})
+        Teller(making.place.status)({"parked": True, "cold": making.made.cold})
 
     def _hand_on(self, parked: _Parked) -> Work | None:
         """A command came, or the owner wants it no more."""
@@ -267,6 +291,30 @@ class _Keeper:
             for kept in self._kept.values():
                 kept.close()
         return pid
+
+
+class _WarmState:
+    """The template of machines in which a program waits, or why there is none."""
+
+    def __init__(self) -> None:
+        self.saved: Saved | None = None
+        self._cold = ""
+        self._again_at = 0.0
+
+    def learn(self, key: str, cold: str, fds: list[int]) -> None:
+        """What a maker found; a descriptor is a new template."""
+        if cold or fds:
+            if self.saved is not None:
+                self.saved.file.close()
+            # it is this object's from now on
+            self.saved = Saved(os.fdopen(fds[0], "rb"), key) if fds else None
+        if cold and cold != self.cold:
+            self._cold, self._again_at = cold, time.monotonic() + COLD_FOR
+
+    @property
+    def cold(self) -> str:
+        """Why none is to be made now; "": it can be tried."""
+        return self._cold if time.monotonic() < self._again_at else ""
 
 
 class _Choice:
@@ -313,7 +361,7 @@ def _asked(control: socket.socket) -> Place | None:
         data, fds, _, _ = socket.recv_fds(control, 1, _FDS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None
-    return Place(*fds) if data else None
+    return Place(*fds, warm=data == WARM) if data else None
 
 
 def _has_come(line: int) -> bool:
@@ -359,7 +407,7 @@ def _make(place: Place, gift: socket.socket, kernel: Kernel | None) -> int:
                 first = machine.share(parked.exports, last=True)
                 view = _digest(parked.exports)
                 if not parked.network:
-                    _give(gift, machine, view, first)
+                    _give(gift, machine, {"view": view, "first": first})
                     os._exit(0)
                 gift.close()
                 Teller(place.status)({"parked": True})
@@ -369,11 +417,32 @@ def _make(place: Place, gift: socket.socket, kernel: Kernel | None) -> int:
                 raise machine.explain(error) from None
 
 
-def _give(gift: socket.socket, machine: Machine, view: str, first: int) -> None:
+def _make_warm(place: Place, gift: socket.socket, kernel: Kernel | None, warm: _WarmState) -> int:
+    """Make a machine in which the plan's program waits, or one in which none does, and give it."""
+    plan = place.read()
+    with Forwarding() as forwarding:
+        forwarding.watch(place.life)
+        parked = translate(plan)
+        if parked.network or parked.outlet is not None:
+            raise NsrunError("a program that does its start ahead has no network")
+        made = clone(kernel, plan, parked, warm.saved, warm.cold)
+        saved = made.saved
+        told: dict[str, object] = {"warm": not made.cold, "cold": made.cold}
+        if saved is not None:
+            told["key"] = saved.key
+        files = [] if saved is None else [saved.file.fileno()]
+        view = _digest(parked.exports)
+        _give(gift, made.guest, {"view": view, "first": made.first, **told}, files)
+        os._exit(0)
+
+
+def _give(
+    gift: socket.socket, machine: Guest, told: dict[str, object], files: Sequence[int] = ()
+) -> None:
     monitor = machine.monitor
-    record = {"pid": monitor.pid, "view": view, "first": first}
+    record = {"pid": monitor.pid, "warm": False, "cold": "", "key": "", **told}
     # it is this process's child, and so there until it is waited for
-    fds = [*monitor.ends, os.pidfd_open(monitor.pid)]
+    fds = [*monitor.ends, os.pidfd_open(monitor.pid), *files]
     # without the keeper nobody is left who would want it
     with suppress(BrokenPipeError):
         socket.send_fds(gift, [json.dumps(record).encode("ascii")], fds)
@@ -392,7 +461,11 @@ def _stand(parked: _Parked) -> int:
         ends = Ends(*(socket.socket(fileno=fd) for fd in made.fds[:-1]))
         shared = {handed.translation.exports: made.first}
         with Guest(Monitor(Running(process, ends)), shared=shared) as machine:
+            if made.warm and not wake(machine):
+                raise SystemExit(FAILED)
             try:
+                if made.warm:
+                    handed = handed.to_program(plan)
                 return _carry(place, line, handed, machine, forwarding)
             except NsrunError as error:
                 raise machine.explain(error) from None
@@ -400,11 +473,23 @@ def _stand(parked: _Parked) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Handed:
-    """A command, as it is to run in a machine that is ready."""
+    """A command, as it is to run in a machine that is ready.
+
+    Attributes:
+        told: what a program is told that waits there; None: none does.
+    """
 
     translation: Translation
     limits: Limits
     streams: Streams
+    command: Plan
+    told: bytes | None = None
+
+    def to_program(self, plan: Plan) -> _Handed:
+        """The same for a program that waits, whose words are the parked plan's."""
+        command = self.command
+        arguments = command.argv[len(plan.argv) :]
+        return replace(self, told=message(arguments, command.environment, command.cwd))
 
 
 def _receive(line: socket.socket, plan: Plan, view: str) -> _Handed:
@@ -422,18 +507,23 @@ def _receive(line: socket.socket, plan: Plan, view: str) -> _Handed:
     deadline, memory, processes, cpu = TERMS.unpack(data)
     streams = Streams.found()
     try:
-        translation = translate(streams.adopt(plan.with_command(read_plan(fds[0]))))
+        command = read_plan(fds[0])
+        translation = translate(streams.adopt(plan.with_command(command)))
         same = _digest(translation.exports) == view
     except (NsrunError, ValueError):
         same = False
     if not same:
         raise SystemExit(FAILED)
     limits = Limits(memory or None, processes or None, cpu or None, deadline / 1000 or None)
-    return _Handed(translation, limits.within(translation.limits), streams)
+    return _Handed(translation, limits.within(translation.limits), streams, command)
 
 
 def _carry(
-    place: Place, line: socket.socket, handed: _Handed, machine: Guest, forwarding: Forwarding
+    place: Place,
+    line: socket.socket,
+    handed: _Handed,
+    machine: Guest,
+    forwarding: Forwarding,
 ) -> int:
     """Say that the command is taken, and stand for it to its end.
 
@@ -447,5 +537,13 @@ def _carry(
     socket.send_fds(line, [TAKEN.pack(os.getpid())], [own])
     os.close(own)
     line.close()
-    with run_in(machine, handed.translation, handed.limits, handed.streams) as command:
+    with _begun(machine, handed) as command:
         return stand_for(command, machine, forwarding, Teller(place.status))
+
+
+def _begun(machine: Guest, handed: _Handed) -> Command:
+    if handed.told is None:
+        return run_in(machine, handed.translation, handed.limits, handed.streams)
+    stdin, stdout, stderr = handed.streams.there
+    settings = own_settings(handed.limits)
+    return machine.agent.go_on(handed.told, settings, stdin=stdin, stdout=stdout, stderr=stderr)

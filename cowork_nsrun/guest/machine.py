@@ -63,6 +63,17 @@ class Size:
         return self.cpus or min(CPUS, len(os.sched_getaffinity(0)))
 
 
+def machine_settings(size: Size, view: BinaryIO, network: Network | None = None) -> MonitorSettings:
+    """What a machine of that size has, and shows of the host at first."""
+    return MonitorSettings(
+        memory_mib=size.memory(),
+        cpus=size.processors(),
+        cmdline="quiet nsrun.fs" + (" nsrun.net" if network is not None else ""),
+        shares={_TAG: view},
+        network=network,
+    )
+
+
 class Guest(Closing):
     """A machine with an agent.  It ends with this object, and with this process.
 
@@ -118,11 +129,12 @@ class Guest(Closing):
             outlet=outlet,
         )
 
-    def share(self, exports: tuple[Export, ...], *, last: bool = False) -> int:
+    def share(self, exports: tuple[Export, ...], *, last: bool = False, keep: bool = False) -> int:
         """The number of the first of them; what was shared before is not shared again.
 
         Arguments:
             last: as for :meth:`run`.
+            keep: the machine is to be saved, see :meth:`Monitor.export`.
 
         Raises:
             NsrunError: the monitor refuses them, or is gone.
@@ -131,11 +143,33 @@ class Guest(Closing):
             if (exports and exports not in self._numbers) or (last and not self._shut):
                 try:
                     with view_file(exports) as view:
-                        self._numbers[exports] = self.monitor.export(view, last=last)
+                        self._numbers[exports] = self.monitor.export(view, last=last, keep=keep)
                 except ValueError as error:
                     raise NsrunError(str(error)) from None
                 self._shut |= last
             return self._numbers.get(exports, 0)
+
+    def wait_agent(self, timeout: float = BOOT_PATIENCE) -> None:
+        """Wait until the agent listens.
+
+        Raises:
+            GuestError: the guest died, or took too long.
+        """
+        end = time.monotonic() + timeout
+        tries = 0
+        while True:
+            try:
+                self.agent.info(_ASKED_AGAIN)
+            except (StreamRefused, NoAnswer):
+                if time.monotonic() > end:
+                    raise GuestError(
+                        f"the guest's agent was not there after {timeout:g} seconds",
+                        self.monitor.console,
+                    ) from None
+            else:
+                return
+            time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
+            tries += 1
 
     @property
     def alive(self) -> bool:
@@ -204,13 +238,7 @@ class Machine(Guest):
             self._loopback = loopback
             self.network = Network(loopback=loopback) if network else None
             on_error.callback(self._close_network)
-            settings = MonitorSettings(
-                memory_mib=size.memory(),
-                cpus=size.processors(),
-                cmdline="quiet nsrun.fs" + (" nsrun.net" if network else ""),
-                shares={_TAG: view},
-                network=self.network,
-            )
+            settings = machine_settings(size, view, self.network)
             self._template: str | None = template.key(found, agent, settings)
             monitor = self._restored(settings) or self._booted(found, agent, settings)
             on_error.pop_all()
@@ -264,19 +292,5 @@ class Machine(Guest):
         Raises:
             GuestError: the guest died, or took too long.
         """
-        end = time.monotonic() + timeout
-        tries = 0
-        while True:
-            try:
-                self.agent.info(_ASKED_AGAIN)
-            except (StreamRefused, NoAnswer):
-                if time.monotonic() > end:
-                    raise GuestError(
-                        f"the guest's agent was not there after {timeout:g} seconds",
-                        self.monitor.console,
-                    ) from None
-            else:
-                self._keep()
-                return
-            time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
-            tries += 1
+        self.wait_agent(timeout)
+        self._keep()

@@ -119,6 +119,13 @@ int64_t nsr_outlet_tend(struct nsr_outlet *outlet, int64_t now);
 
 /* --- command.c: commands by their tokens ------------------------------------------------------ */
 
+struct nsr_warm {
+	struct nsr_watch line;      /* to a program that does its start; -1: none */
+	struct nsr_control *control; /* where the host is told */
+	int ready;                  /* it has done it */
+	uint64_t before_ns;         /* processor time that is not the command's, but its start's */
+};
+
 struct nsr_command {
 	struct nsr_command *next;
 	uint8_t token[NSR_TOKEN_BYTES];
@@ -138,6 +145,7 @@ struct nsr_command {
 	struct nsr_exited exited;
 	struct nsr_watch line;      /* to the warden */
 	struct nsr_outlet outlet;
+	struct nsr_warm warm;
 	char limits[NSR_LIMITS_PATH]; /* its cgroup; "": none */
 };
 
@@ -160,6 +168,35 @@ int64_t nsr_commands_tend(void);
 /* Kill all; what is left of them is waited for at most that long. */
 void nsr_commands_end(int64_t patience_ms);
 
+/* --- stdio.c ---------------------------------------------------------------------------------- */
+
+struct nsr_stdio {
+	int ours[NSR_ROLE_END];     /* by role; -1: none */
+	int theirs[3];
+};
+
+/* 0 or -errno; nsr_stdio_close in either case. */
+int nsr_stdio_open(struct nsr_command *command, struct nsr_stdio *stdio);
+/* From here on bytes flow, by our ends, which are the streams' then.  -errno with diag filled. */
+int nsr_stdio_join(struct nsr_command *command, struct nsr_stdio *stdio, struct nsr_diag *diag);
+/* What is left of it. */
+void nsr_stdio_close(struct nsr_stdio *stdio);
+
+/* --- warm.c: a program that does its start, is saved with the machine, and goes on in a clone --- */
+
+void nsr_warm_init(struct nsr_warm *warm, struct nsr_control *control);
+/* The program's standard input, a socket on which it says when it is ready; or -errno. */
+int nsr_warm_open(struct nsr_warm *warm);
+void nsr_warm_close(struct nsr_warm *warm);
+/* Its host has gone as was agreed: it waits, without any stream. */
+void nsr_warm_keep(struct nsr_command *command);
+/*
+ * What was kept (NULL: nothing was) is this command from now on: it has its
+ * streams and limits, and gets the message.  -errno with diag filled.
+ */
+int nsr_warm_continue(struct nsr_command *command, struct nsr_command *kept, const void *message,
+		      size_t length, struct nsr_diag *diag);
+
 /* --- start.c ---------------------------------------------------------------------------------- */
 
 /* Give the command its streams and start its warden.  -errno with diag filled. */
@@ -170,6 +207,8 @@ int nsr_command_start(struct nsr_command *command, struct nsr_diag *diag);
 /* Make the directory of cgroups ready for commands' own; NULL if it is not. */
 const char *nsr_limits_open(const char *directory);
 int nsr_limits_make(struct nsr_command *command, struct nsr_diag *diag);
+/* As the settings have them, in the cgroup that is there. */
+int nsr_limits_set(struct nsr_command *command, struct nsr_diag *diag);
 void nsr_limits_usage(const struct nsr_command *command, struct nsr_exited *exited);
 void nsr_limits_kill(const struct nsr_command *command);
 /* 1: it is gone. */

@@ -51,6 +51,7 @@ static struct nsr_command *make(const uint8_t token[NSR_TOKEN_BYTES])
 	command->line = (struct nsr_watch){ .fd = -1, .ready = line_ready };
 	nsr_control_init(&command->control);
 	nsr_outlet_init(&command->outlet, &command->control);
+	nsr_warm_init(&command->warm, &command->control);
 	for (int role = 0; role < NSR_ROLE_END; role++)
 		nsr_stream_init(&command->stream[role], role);
 	command->next = commands;
@@ -191,12 +192,11 @@ static void close_unused(struct nsr_command *command)
 }
 
 /* Not the stream's fault: it stays, for the host to close. */
-static int start(struct nsr_command *command, struct nsr_diag *diag)
+static int begin(struct nsr_command *command, int started, struct nsr_diag *diag)
 {
 	uint64_t deadline = command->settings->head.deadline_ms;
 
-	command->planned = 1;
-	if (nsr_command_start(command, diag)) {
+	if (started) {
 		close_unused(command);
 		nsr_outlet_close(&command->outlet);
 		fail(command, diag);
@@ -205,6 +205,33 @@ static int start(struct nsr_command *command, struct nsr_diag *diag)
 	if (deadline)
 		command->deadline_ms = nsr_now_ms() + (int64_t)deadline;
 	return 0;
+}
+
+static int start(struct nsr_command *command, struct nsr_diag *diag)
+{
+	command->planned = 1;
+	return begin(command, nsr_command_start(command, diag), diag);
+}
+
+/* A program that has done its start, and whose host has gone. */
+static struct nsr_command *find_kept(void)
+{
+	struct nsr_command *command = commands;
+
+	while (command && !(command->abandoned && command->warm.ready && command->warden))
+		command = command->next;
+	return command;
+}
+
+static int go_on(struct nsr_command *command, const uint8_t *body, size_t length,
+		 struct nsr_diag *diag)
+{
+	if (command->planned || command->job >= 0)
+		return out_of_turn(diag, "A command has a plan once, or goes on with another's");
+	if (!command->settings)
+		return out_of_turn(diag, "A command goes on behind its settings");
+	command->planned = 1;
+	return begin(command, nsr_warm_continue(command, find_kept(), body, length, diag), diag);
 }
 
 void nsr_command_kill(struct nsr_command *command)
@@ -294,6 +321,8 @@ int nsr_command_frame(struct nsr_command *command, enum nsr_frame_type type, con
 	case NSR_FRAME_GET_INFO:
 		send_info(command);
 		return 0;
+	case NSR_FRAME_CONTINUE:
+		return go_on(command, body, length, diag);
 	default:
 		return out_of_turn(diag, "The agent knows no such frame");
 	}
@@ -321,6 +350,8 @@ static void tell_exit(struct nsr_command *command, struct nsr_exited *exited)
 		exited->flags |= NSR_EXITED_TIMED_OUT;
 	}
 	nsr_limits_usage(command, exited);
+	if (exited->cpu_ns >= command->warm.before_ns)
+		exited->cpu_ns -= command->warm.before_ns;
 	command->exited = *exited;
 	nsr_outlet_end(&command->outlet);
 	tell_when_quiet(command);
@@ -389,6 +420,10 @@ void nsr_command_reaped(pid_t pid, int status)
 void nsr_command_abandon(struct nsr_command *command)
 {
 	command->abandoned = 1;
+	if (command->warm.ready && command->warden && !command->ended) {
+		nsr_warm_keep(command);
+		return;
+	}
 	nsr_command_kill(command);
 	close_unused(command);
 	nsr_outlet_close(&command->outlet);
@@ -431,6 +466,7 @@ static void drop(struct nsr_command *command)
 	if (command->job >= 0)
 		close(command->job);
 	nsr_loop_close(&command->line);
+	nsr_warm_close(&command->warm);
 	nsr_control_close(&command->control);
 	free(command->settings);
 	free(command);

@@ -37,6 +37,7 @@ int nsr_frame_check(const struct nsr_frame *frame, struct nsr_diag *diag)
 		[NSR_FRAME_DEADLINE] = { sizeof(uint64_t), sizeof(uint64_t) },
 		[NSR_FRAME_POWER_OFF] = { 0, 0 },
 		[NSR_FRAME_GET_INFO] = { 0, 0 },
+		[NSR_FRAME_CONTINUE] = { 1, NSR_FRAME_MAX },
 	};
 
 	if (!frame->type || frame->type >= NSR_FRAME_HOST_END)

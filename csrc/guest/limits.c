@@ -80,13 +80,15 @@ const char *nsr_limits_open(const char *directory)
 	return directory;
 }
 
-static int set(struct nsr_command *command, struct nsr_diag *diag)
+int nsr_limits_set(struct nsr_command *command, struct nsr_diag *diag)
 {
 	const struct nsr_settings *head = &command->settings->head;
 	const char *file = NULL;
 	char text[48];
 	int ret = 0;
 
+	if (!command->limits[0])
+		return 0;
 	if (head->memory) {
 		file = "memory.max";
 		ret = put_number(command->limits, file, head->memory);
@@ -130,7 +132,7 @@ int nsr_limits_make(struct nsr_command *command, struct nsr_diag *diag)
 		snprintf(diag->path, sizeof(diag->path), "%s", inner);
 		return ret;
 	}
-	return set(command, diag);
+	return nsr_limits_set(command, diag);
 }
 
 void nsr_limits_usage(const struct nsr_command *command, struct nsr_exited *exited)

@@ -28,6 +28,16 @@
  * raw bytes both ways; the end of one way is passed on alone.  Nothing in the
  * guest opens a stream to the host, so nothing there can be a way around this.
  *
+ * A command with NSR_SETTINGS_WARM is a program that does its start ahead, such
+ * as an interpreter that loads libraries.  It has no stream for stdin, which is a
+ * socket of the agent's (AF_UNIX, SOCK_SEQPACKET).  A packet that the program
+ * sends there says that it is ready, and the host is told by WARM.  Then the end
+ * of the control stream does not end it: it stays, without any stream, and the
+ * machine can be saved.  In a clone the host begins a command with the same
+ * caller in its settings, and CONTINUE in place of PLAN: that is the kept
+ * program from then on.  The bytes of CONTINUE are sent to it as one packet, with
+ * three descriptors (SCM_RIGHTS) for its standard streams, and the socket's end.
+ *
  * POWER_OFF and GET_INFO come on a control stream of their own.
  *
  * All numbers are in the byte order of the machine, which is the host's.
@@ -85,6 +95,7 @@ enum nsr_frame_type {
 	NSR_FRAME_DEADLINE,             /* uint64_t: milliseconds from now; 0: none */
 	NSR_FRAME_POWER_OFF,
 	NSR_FRAME_GET_INFO,
+	NSR_FRAME_CONTINUE,             /* what the program that was kept is told */
 	NSR_FRAME_HOST_END,
 	/* from the agent */
 	NSR_FRAME_STARTED = 65,         /* struct nsr_started */
@@ -92,13 +103,15 @@ enum nsr_frame_type {
 	NSR_FRAME_FAILED,               /* struct nsr_failed, the path, the text */
 	NSR_FRAME_INFO,                 /* struct nsr_info */
 	NSR_FRAME_OUTGOING,             /* uint32_t: the connection's number */
+	NSR_FRAME_WARM,                 /* nothing: the program is ready, and stays */
 };
 
 enum nsr_settings_flag {
 	NSR_SETTINGS_CLOCK = 1 << 0,    /* clock_ns is the time; ignored but by pid 1 */
 	NSR_SETTINGS_ENTROPY = 1 << 1,  /* mix entropy in; ignored but by pid 1 */
 	NSR_SETTINGS_OUTLET = 1 << 2,   /* connections of the command are carried to the host */
-	NSR_SETTINGS_FLAG_ALL = (1 << 3) - 1,
+	NSR_SETTINGS_WARM = 1 << 3,     /* the program does its start, and waits */
+	NSR_SETTINGS_FLAG_ALL = (1 << 4) - 1,
 };
 
 struct nsr_settings {

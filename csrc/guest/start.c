@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* start.c - a command's stdio and its first process. */
+/* start.c - a command's first process. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "caps.h"
@@ -17,94 +15,7 @@
 #include "sys.h"
 #include "uapi.h"
 
-#ifndef TIOCGPTPEER
-#define TIOCGPTPEER _IO('T', 0x41)
-#endif
-
-enum { STACK_BYTES = 16384, TERMINAL_MODE = 0620, MAP_TEXT = 48 };
-
-struct stdio {
-	int ours[NSR_ROLE_END];     /* by role; -1: none */
-	int theirs[3];
-};
-
-static void close_all(const int *fds, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
-}
-
-/* It belongs to who runs the plan, so that /dev/stdout can be opened there. */
-static int give(const struct nsr_settings *to, int fd)
-{
-	return to->uid != geteuid() && fchown(fd, to->uid, to->gid) ? -errno : 0;
-}
-
-static int open_pipe(struct stdio *stdio, enum nsr_role role, const struct nsr_settings *settings)
-{
-	const int in = role == NSR_ROLE_STDIN;
-	int fds[2];
-
-	if (pipe2(fds, O_CLOEXEC))
-		return -errno;
-	stdio->ours[role] = fds[in];
-	stdio->theirs[role - NSR_ROLE_STDIN] = fds[!in];
-	/* theirs may block: it is a description of its own */
-	if (fcntl(fds[in], F_SETFL, O_NONBLOCK))
-		return -errno;
-	return give(settings, fds[in]);
-}
-
-static int open_null(struct stdio *stdio, enum nsr_role role)
-{
-	int *fd = &stdio->theirs[role - NSR_ROLE_STDIN];
-
-	*fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	return *fd < 0 ? -errno : 0;
-}
-
-static int open_terminal(struct stdio *stdio, const struct nsr_settings *settings)
-{
-	const struct winsize window = { .ws_row = (unsigned short)settings->rows,
-					.ws_col = (unsigned short)settings->columns };
-	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-	int unlocked = 0, slave;
-
-	if (master < 0)
-		return -errno;
-	stdio->ours[NSR_ROLE_TERMINAL] = master;
-	if (ioctl(master, TIOCSPTLCK, &unlocked) ||
-	    (settings->rows && ioctl(master, TIOCSWINSZ, &window)))
-		return -errno;
-	/* O_CLOEXEC would stay among the flags of the open file, which the command sees */
-	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY);
-	if (slave < 0)
-		return -errno;
-	stdio->theirs[0] = slave;
-	if (fcntl(slave, F_SETFD, FD_CLOEXEC))
-		return -errno;
-	for (int i = 1; i < 3; i++) {
-		stdio->theirs[i] = fcntl(slave, F_DUPFD_CLOEXEC, 0);
-		if (stdio->theirs[i] < 0)
-			return -errno;
-	}
-	return fchmod(slave, TERMINAL_MODE) ? -errno : give(settings, slave);
-}
-
-static int open_stdio(const struct nsr_command *command, struct stdio *stdio)
-{
-	const struct nsr_settings *settings = &command->settings->head;
-	int ret = 0;
-
-	memset(stdio, -1, sizeof(*stdio));
-	if (nsr_stream_there(&command->stream[NSR_ROLE_TERMINAL]))
-		return open_terminal(stdio, settings);
-	for (int role = NSR_ROLE_STDIN; !ret && role <= NSR_ROLE_STDERR; role++)
-		ret = nsr_stream_there(&command->stream[role]) ?
-		      open_pipe(stdio, role, settings) : open_null(stdio, role);
-	return ret;
-}
+enum { STACK_BYTES = 16384, MAP_TEXT = 48 };
 
 static int write_job(const struct nsr_command *command, int own_userns)
 {
@@ -208,7 +119,7 @@ static int open_outlet(struct nsr_command *command, int *fd, struct nsr_diag *di
 	return *fd < 0 ? nsr_diag_errno(diag, -*fd, "Can't make the command's way out") : 0;
 }
 
-static int launch(struct nsr_command *command, const struct stdio *stdio, int own_userns,
+static int launch(struct nsr_command *command, const struct nsr_stdio *stdio, int own_userns,
 		  struct nsr_diag *diag)
 {
 	struct exec exec = { .program = nsr_agent.program, .own_userns = own_userns };
@@ -221,7 +132,8 @@ static int launch(struct nsr_command *command, const struct stdio *stdio, int ow
 		return nsr_diag_errno(diag, errno, "Can't make a line to the command");
 	ret = open_outlet(command, &exec.from[NSR_JOB_OUTLET], diag);
 	if (ret) {
-		close_all(line, 2);
+		close(line[0]);
+		close(line[1]);
 		return ret;
 	}
 	memcpy(exec.from, stdio->theirs, sizeof(stdio->theirs));
@@ -231,28 +143,14 @@ static int launch(struct nsr_command *command, const struct stdio *stdio, int ow
 	snprintf(exec.gid_map, sizeof(exec.gid_map), "%u %u 1", getegid(), getegid());
 	ret = clone_warden(&exec, &command->warden);
 	close(line[1]);
-	close_all(&exec.from[NSR_JOB_OUTLET], 1);
+	if (exec.from[NSR_JOB_OUTLET] >= 0)
+		close(exec.from[NSR_JOB_OUTLET]);
 	command->line.fd = line[0];
 	if (!ret && fcntl(line[0], F_SETFL, O_NONBLOCK))
 		ret = -errno;
 	if (!ret)
 		ret = nsr_loop_add(&command->line);
 	return ret ? nsr_diag_errno(diag, -ret, "Can't start the command's first process") : 0;
-}
-
-/* From here on bytes flow. */
-static int join_streams(struct nsr_command *command, struct stdio *stdio, struct nsr_diag *diag)
-{
-	for (int role = 0; role < NSR_ROLE_END; role++) {
-		int ret = 0;
-
-		if (stdio->ours[role] >= 0)
-			ret = nsr_stream_join(&command->stream[role], stdio->ours[role]);
-		if (ret)
-			return nsr_diag_errno(diag, -ret, "Can't watch the command's streams");
-		stdio->ours[role] = -1;
-	}
-	return 0;
 }
 
 static int check_ids(const struct nsr_settings *settings, int own_userns, struct nsr_diag *diag)
@@ -266,12 +164,12 @@ static int check_ids(const struct nsr_settings *settings, int own_userns, struct
 int nsr_command_start(struct nsr_command *command, struct nsr_diag *diag)
 {
 	int own_userns = geteuid() != 0, ret;
-	struct stdio stdio;
+	struct nsr_stdio stdio;
 
 	ret = check_ids(&command->settings->head, own_userns, diag);
 	if (ret)
 		return ret;
-	ret = open_stdio(command, &stdio);
+	ret = nsr_stdio_open(command, &stdio);
 	if (ret)
 		nsr_diag_errno(diag, -ret, "Can't make the command's stdio");
 	if (!ret)
@@ -279,9 +177,8 @@ int nsr_command_start(struct nsr_command *command, struct nsr_diag *diag)
 	if (!ret)
 		ret = launch(command, &stdio, own_userns, diag);
 	if (!ret)
-		ret = join_streams(command, &stdio, diag);
-	close_all(stdio.theirs, 3);
-	close_all(stdio.ours, NSR_ROLE_END);
+		ret = nsr_stdio_join(command, &stdio, diag);
+	nsr_stdio_close(&stdio);
 	close(command->job);
 	command->job = -1;
 	if (ret)

@@ -67,6 +67,7 @@ TESTS = (
         (
             Step("microvm-root", (EXEC, "--every=2")),
             Step("pool-root", (POOL, "--every=2", "--first=1")),
+            Step("warm-root", ("tests/guest/test_warm_machines.py",)),
             Step(
                 "sessions-root",
                 ("tests/cowork/test_machine_sessions.py", "tests/confine/test_threats.py"),
