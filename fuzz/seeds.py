@@ -249,6 +249,7 @@ AGENTS = (
     frame(7, b"") * 99,
     frame(1, SETTINGS[:-4]),
     frame(9, b"x") + frame(7, b""),
+    frame(1, SETTINGS) + frame(8, b"told"),
 )
 
 

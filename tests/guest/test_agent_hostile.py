@@ -23,7 +23,7 @@ from cowork_nsrun.guest.agent import ALL_CAPABILITIES, Settings
 
 MAGIC = 0x4152534E
 CONTROL, STDIN, STDOUT, STDERR, TERMINAL = range(5)
-SETTINGS, PLAN, SIGNAL, RESIZE, DEADLINE, POWER_OFF, GET_INFO = range(1, 8)
+SETTINGS, PLAN, SIGNAL, RESIZE, DEADLINE, POWER_OFF, GET_INFO, CONTINUE = range(1, 9)
 EXITED, FAILED, INFO = 66, 67, 68
 HELLOS = 64
 COMMANDS = 1024
@@ -147,7 +147,10 @@ def test_another_token_is_another_command(server: Server) -> None:
     ("frames", "text"),
     [
         (frame(0), "no frame of this type: 0"),
-        (frame(8), "no frame of this type: 8"),
+        (frame(9), "no frame of this type: 9"),
+        (frame(CONTINUE), "length"),
+        (struct.pack("=2I", CONTINUE, (64 << 10) + 1), "length"),
+        (frame(CONTINUE, b"x"), "behind its settings"),
         (frame(EXITED), "no frame of this type"),
         (frame(SIGNAL, b"abc"), "length"),
         (frame(RESIZE, b"abc"), "length"),
@@ -179,7 +182,7 @@ def test_frames_that_are_none(server: Server, frames: bytes, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"flags": 8}, "flag"),
+        ({"flags": 16}, "flag"),
         ({"n_groups": 4097}, "too many groups"),
         ({"n_groups": 1}, "length of their groups"),
         ({"uid": 0xFFFFFFFF}, "nobody"),
@@ -275,7 +278,9 @@ def test_any_bytes_instead_of_a_hello(server: Server, data: bytes) -> None:
 
 FRAMES = st.one_of(
     st.binary(max_size=64),
-    st.builds(frame, st.sampled_from([SIGNAL, RESIZE, DEADLINE, GET_INFO, PLAN]), st.binary()),
+    st.builds(
+        frame, st.sampled_from([SIGNAL, RESIZE, DEADLINE, GET_INFO, PLAN, CONTINUE]), st.binary()
+    ),
     st.builds(frame, st.integers(0, 300), st.binary(max_size=300)),
     st.just(frame(GET_INFO)),
     st.builds(lambda n: frame(SIGNAL, struct.pack("=I", n)), st.integers(0, 70)),
