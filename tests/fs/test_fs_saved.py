@@ -209,6 +209,14 @@ def test_what_can_not_be_saved(driver: Path, host: Path) -> None:
         assert one.request(rawfuse.SETLK, nodes["1/work/file"], body).errno == 0
         assert "work/file: it is locked" in refusal(one, SAVE)
     with keeping(driver, host) as (one, nodes):
+        handle = one.open(nodes["1/work/file"]).node
+        for kind, locked in ((fcntl.F_RDLCK, True), (fcntl.F_UNLCK, False)):
+            body = struct.pack("<QQQQIIII", handle, 7, 0, 9, kind, 1, 1, 0)
+            assert one.request(rawfuse.SETLK, nodes["1/work/file"], body).errno == 0
+            if locked:
+                assert "work/file: it is locked" in refusal(one, SAVE)
+        assert saved(one)
+    with keeping(driver, host) as (one, nodes):
         assert one.create(nodes["1/work"], "", opcode=rawfuse.TMPFILE).errno == 0
         assert "name" in refusal(one, SAVE)
 

@@ -75,6 +75,7 @@ struct fs_handle {
 	bool is_dir;
 	bool writable;
 	bool released;
+	atomic_bool flocked;            /* its fd holds a lock */
 	uint32_t n_users;
 	uint32_t slot;
 	struct fs_handle *next_of_node;

@@ -199,11 +199,14 @@ static int posix_lock(struct fs_call *call, const struct fuse_lk_in *in)
 	return err;
 }
 
-static int whole_lock(const struct fs_handle *handle, uint32_t type)
+static int whole_lock(struct fs_handle *handle, uint32_t type)
 {
 	int how = type == F_UNLCK ? LOCK_UN : type == F_WRLCK ? LOCK_EX : LOCK_SH;
 
-	return flock(handle->fd, how | LOCK_NB) ? -errno : 0;
+	if (flock(handle->fd, how | LOCK_NB))
+		return -errno;
+	atomic_store(&handle->flocked, how != LOCK_UN);
+	return 0;
 }
 
 static int set_lock(struct fs_call *call, bool wait)

@@ -193,6 +193,8 @@ static int save_handle(struct saving *saving, const struct fs_handle *handle)
 
 	if (handle->writable)
 		return refuse(saving, handle->node, "it is open for writing");
+	if (atomic_load(&handle->flocked))
+		return refuse(saving, handle->node, "it is locked");
 	return put(saving, &saved, sizeof(saved));
 }
 
