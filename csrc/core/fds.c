@@ -111,15 +111,20 @@ int nsr_pipe(int fds[2])
 	return lift_both(fds);
 }
 
-/* The same as sockets; what is read from the first one says who sent it. */
+/* The same as sockets. */
 int nsr_packets(int fds[2])
 {
-	const int on = 1;
-	int ret;
-
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds))
 		return -errno;
-	ret = lift_both(fds);
+	return lift_both(fds);
+}
+
+/* The same; what is read from the first one says who sent it. */
+int nsr_record_packets(int fds[2])
+{
+	const int on = 1;
+	int ret = nsr_packets(fds);
+
 	if (!ret && setsockopt(fds[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on))) {
 		ret = -errno;
 		close(fds[0]);
