@@ -103,7 +103,15 @@ static int lift_both(int fds[2])
 	return -EMFILE;
 }
 
-/* pipe2(2), close-on-exec, packet by packet, never 0, 1 or 2. */
+/* pipe2(2), close-on-exec, never 0, 1 or 2. */
+int nsr_stream(int fds[2])
+{
+	if (pipe2(fds, O_CLOEXEC))
+		return -errno;
+	return lift_both(fds);
+}
+
+/* The same packet by packet. */
 int nsr_pipe(int fds[2])
 {
 	if (pipe2(fds, O_CLOEXEC | O_DIRECT))

@@ -11,7 +11,7 @@
 
 #include "child_handle.h"
 
-enum { SPARES = 4 };
+enum { SPARES = 8 };
 
 /* Taken and put back in one step: for any thread, and for forked copies of the program. */
 static struct nsr_shared *_Atomic spares[SPARES];

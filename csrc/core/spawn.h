@@ -249,6 +249,7 @@ int nsr_legacy_remount(int fd, uint32_t flags);                           /* chi
 
 /* fds.c */
 int nsr_close_but(const int *keep, int n);                                /* child */
+int nsr_stream(int fds[2]);
 int nsr_pipe(int fds[2]);
 int nsr_packets(int fds[2]);
 int nsr_record_packets(int fds[2]);
