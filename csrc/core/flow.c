@@ -14,6 +14,8 @@ enum {
 	MOST_AT_ONCE = 1 << 20,
 	OUTPUTS = 2,
 	STREAMS = OUTPUTS + 1,
+	INPUT = 1 << 0,
+	ALL = (1 << STREAMS) - 1,
 	SLICE_NS = 50 * 1000 * 1000,
 };
 
@@ -47,12 +49,20 @@ static int pass_on(struct nsr_flow *flow, int i)
 	return 0;
 }
 
-static void close_each(const int *fds, unsigned int *which)
+/* Those of which that are open. */
+static void close_each(const int *fds, unsigned int *open, unsigned int which)
 {
+	which &= *open;
 	for (int i = 0; i < STREAMS; i++)
-		if (*which & 1u << i)
+		if (which & 1u << i)
 			close(fds[i]);
-	*which = 0;
+	*open &= ~which;
+}
+
+static void close_all(struct nsr_flow *flow)
+{
+	close_each(flow->stdio, &flow->theirs, ALL);
+	close_each(flow->ours, &flow->held, ALL);
 }
 
 int nsr_flow_open(struct nsr_flow *flow, int input, int output)
@@ -62,33 +72,33 @@ int nsr_flow_open(struct nsr_flow *flow, int input, int output)
 
 	for (int i = 0; !ret && i < STREAMS; i++)
 		ret = (i ? output : input) ? open_pipe(flow, i) : pass_on(flow, i);
-	if (ret) {
-		close_each(flow->stdio, &flow->theirs);
-		close_each(flow->ours, &flow->held);
-	}
-	flow->to = flow->held & 1 ? flow->ours[0] : -1;
+	if (ret)
+		close_all(flow);
+	flow->to = flow->held & INPUT ? flow->ours[0] : -1;
 	for (int i = 1; i < STREAMS; i++)
 		flow->out[i - 1].fd = flow->held & 1u << i ? flow->ours[i] : -1;
 	errno = saved_errno;
 	return ret;
 }
 
+/*
+ * Only the end of the command is waited for.  So the ends that it writes to stay open here
+ * as well: the end of its output, which comes a moment before, would wake us for nothing.
+ */
 void nsr_flow_started(struct nsr_flow *flow)
 {
 	int saved_errno = errno;
 
-	close_each(flow->stdio, &flow->theirs);
+	close_each(flow->stdio, &flow->theirs, INPUT);
 	errno = saved_errno;
 }
 
 void nsr_flow_end_input(struct nsr_flow *flow)
 {
-	unsigned int input = flow->held & 1;
 	int saved_errno = errno;
 
 	flow->to = -1;
-	flow->held &= ~1u;
-	close_each(flow->ours, &input);
+	close_each(flow->ours, &flow->held, INPUT);
 	errno = saved_errno;
 }
 
@@ -216,7 +226,7 @@ int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 	int saved_errno = errno;
 	int moved = 0, ret = 0;
 
-	close_each(flow->stdio, &flow->theirs);
+	nsr_flow_started(flow);
 	if (deadline_ns && deadline_ns < until)
 		until = deadline_ns;
 	/* the ends of streams come before that of the command: nothing to tell by themselves */
@@ -274,7 +284,6 @@ void nsr_flow_free(struct nsr_flow *flow)
 		free(flow->out[i].bytes);
 		flow->out[i] = (struct nsr_output){ .fd = -1 };
 	}
-	close_each(flow->stdio, &flow->theirs);
-	close_each(flow->ours, &flow->held);
+	close_all(flow);
 	flow->to = -1;
 }

@@ -317,7 +317,7 @@ struct nsr_flow {
 	struct nsr_output out[2];
 	int stdio[3];               /* of nsr_flow_open: what becomes 0, 1 and 2 inside, */
 	int ours[3];                /* ... and our ends of the pipes among them */
-	unsigned int theirs;        /* bit i: stdio[i] is to be closed once the command has it */
+	unsigned int theirs;        /* bit i: stdio[i] is to be closed */
 	unsigned int held;          /* bit i: ours[i] is to be closed */
 };
 
@@ -331,7 +331,7 @@ enum {
  * or the caller's own, /dev/null where that is closed.  0 or -errno, and nothing is open.
  */
 int nsr_flow_open(struct nsr_flow *flow, int input, int output);
-/* The command has its copies, so that the ends of its streams can be seen. */
+/* The command has its copies: from now on it is seen when it wants no more input. */
 void nsr_flow_started(struct nsr_flow *flow);
 /* All is written: the command reads an end of file. */
 void nsr_flow_end_input(struct nsr_flow *flow);
