@@ -118,13 +118,18 @@ static struct pollfd *add(struct ends *ends, int fd, short events)
 	return &ends->fds[ends->n++];
 }
 
+static void list_outputs(struct ends *ends, const struct nsr_flow *flow)
+{
+	for (int i = 0; i < OUTPUTS; i++)
+		if (flow->out[i].fd >= 0)
+			ends->out[i] = add(ends, flow->out[i].fd, POLLIN);
+}
+
 static void list_ends(struct ends *ends, const struct nsr_flow *flow, int watch)
 {
 	if (flow->to >= 0 && flow->left)
 		ends->in = add(ends, flow->to, POLLOUT);
-	for (int i = 0; i < OUTPUTS; i++)
-		if (flow->out[i].fd >= 0)
-			ends->out[i] = add(ends, flow->out[i].fd, POLLIN);
+	list_outputs(ends, flow);
 	if (watch >= 0)
 		ends->watch = add(ends, watch, POLLIN);
 }
@@ -153,12 +158,15 @@ static ssize_t collect(struct nsr_output *out)
 	if (room_for(out))
 		return -ENOMEM;
 	room = out->room - out->len;
-	n = read(out->fd, out->bytes + out->len, room < MOST_AT_ONCE ? room : MOST_AT_ONCE);
+	/* there is something: a signal does not make it wait */
+	do
+		n = read(out->fd, out->bytes + out->len, room < MOST_AT_ONCE ? room : MOST_AT_ONCE);
+	while (n < 0 && errno == EINTR);
 	if (n > 0) {
 		out->len += (uint64_t)n;
 		return n;
 	}
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+	if (n < 0 && errno == EAGAIN)
 		return 0;
 	out->fd = -1;
 	/* EIO: a terminal's end of file */
@@ -265,17 +273,18 @@ int nsr_flow_step(struct nsr_flow *flow)
 int nsr_flow_drain(struct nsr_flow *flow)
 {
 	int saved_errno = errno;
-	ssize_t n = 0;
+	int moved = 1, ret = 0;
 
-	for (int i = 0; i < OUTPUTS; i++) {
-		struct nsr_output *out = &flow->out[i];
-		struct pollfd end = { .fd = out->fd, .events = POLLIN };
+	while (!ret && moved) {
+		struct ends ends = { .n = 0 };
 
-		while (n >= 0 && out->fd >= 0 && poll(&end, 1, 0) == 1 && end.revents & POLLIN)
-			n = collect(out);
+		moved = 0;
+		list_outputs(&ends, flow);
+		if (poll(ends.fds, ends.n, 0) > 0)
+			ret = serve_ends(flow, &ends, &moved);
 	}
 	errno = saved_errno;
-	return n < 0 ? (int)n : 0;
+	return ret;
 }
 
 void nsr_flow_free(struct nsr_flow *flow)
