@@ -92,7 +92,7 @@ class AsyncProcess:
     def watch(self) -> None:
         """Begin to listen to the sandbox."""
         self._handle.hold(self)
-        self._advance()
+        self._watch_fd(self._handle.fd)
 
     def time_out_at(self, deadline: float) -> None:
         """Let the loop keep the time too, where pid 1 may not: by ``time.monotonic()``."""
@@ -339,6 +339,14 @@ class AsyncProcess:
         if self.terminal is not None:
             self.terminal.close()
 
+    @property
+    def _is_at_rest(self) -> bool:
+        """All is gone, and there is nothing of ours to close."""
+        gone = self._gone
+        if gone is None or not gone.done() or gone.cancelled() or gone.exception() is not None:
+            return False
+        return not self._transports and self.terminal is None
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -348,7 +356,8 @@ class AsyncProcess:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await _finish_anyway(self.close())
+        if not self._is_at_rest:
+            await _finish_anyway(self.close())
 
 
 async def _read(reader: asyncio.StreamReader | None) -> bytes:
