@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -577,14 +578,32 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def feed(process: subprocess.Popen[bytes], stdin: bytes | None) -> None:
+    """Write it all and close, however long that takes.
+
+    Popen.communicate() would do so until its first timeout only.
+    """
+    pipe, process.stdin = process.stdin, None
+    if pipe is None:
+        return
+
+    def write() -> None:
+        # the command may end before it has read all
+        with contextlib.suppress(BrokenPipeError), pipe:
+            pipe.write(stdin or b"")
+
+    threading.Thread(target=write, daemon=True).start()
+
+
 def collect(process: subprocess.Popen[bytes], stdin: bytes | None) -> Output:
     """To the end of its output, which processes left behind may write, too. One
     that stays long after the program itself is killed, and told of."""
     deadline = time.monotonic() + HANG
     ended: float | None = None
+    feed(process, stdin)
     while True:
         try:
-            stdout, stderr = process.communicate(stdin, timeout=0.2)
+            stdout, stderr = process.communicate(timeout=0.2)
             return Output(process.returncode, stdout, stderr)
         except subprocess.TimeoutExpired:
             now = time.monotonic()
