@@ -20,7 +20,6 @@ gc.freeze()
 gc.enable()
 
 
-
 def main(fd: int, name: str) -> int:
     """Run the plan; returns the exit status."""
     request = Request(read_plan(fd))

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
 from differences import Comparison, Known, Matcher, closed
@@ -46,10 +47,10 @@ TMPFS_MAGIC = "1021994"
 MOUNT = re.compile(r"seen\.mounts\.(?P<point>.*)@(?P<depth>\d+)(?P<same>'*)\.(?P<fact>\w+)")
 
 
-def words(case: Case) -> list[str]:
+def words(case: Case) -> tuple[str, ...]:
     """Of the command line, and of what --args may read."""
     texts = (spec.content.decode("latin-1") for spec in case.fds.values())
-    return [*case.argv, *(word for text in texts for word in text.split("\0"))]
+    return (*case.argv, *(word for text in texts for word in text.split("\0")))
 
 
 def unshares(case: Case, name: str) -> bool:
@@ -140,19 +141,20 @@ def made_numbers(divergence: Divergence, _: Comparison) -> bool:
     )
 
 
-def kernels_places(case: Case) -> set[str]:
+# of one case after the other: its hundreds of differences ask for the same
+@lru_cache(maxsize=1)
+def kernels_places(given: tuple[str, ...]) -> set[str]:
     """Where binds of a case bring the kernel's own directories, which the guest has of its own."""
-    inside = {dest for source, dest in binds(case) if below_any(source, KERNELS_OWN)}
-    return brought(case, KERNELS_OWN) | inside
+    inside = {dest for source, dest in binds(given) if below_any(source, KERNELS_OWN)}
+    return brought(given, KERNELS_OWN) | inside
 
 
 def below_any(path: str, tops: Iterable[str]) -> bool:
     return any(path.startswith(f"{top}/") for top in tops)
 
 
-def binds(case: Case) -> list[tuple[str, str]]:
+def binds(given: Sequence[str]) -> list[tuple[str, str]]:
     """Source and destination of each bind, without slashes at their ends."""
-    given = words(case)
     return [
         (source.rstrip("/"), dest.rstrip("/"))
         for option, source, dest in zip(given, given[1:], given[2:], strict=False)
@@ -160,20 +162,21 @@ def binds(case: Case) -> list[tuple[str, str]]:
     ]
 
 
-def brought(case: Case, points: Iterable[str]) -> set[str]:
+def brought(given: Sequence[str], points: Iterable[str]) -> set[str]:
     """Where binds of a case bring such mount points, themselves or by what is below them."""
     return {
         dest + point.removeprefix(source) or "/"
-        for source, dest in binds(case)
+        for source, dest in binds(given)
         for point in points
         if f"{point}/".startswith(f"{source}/")
     }
 
 
-def host_mounts() -> frozenset[str]:
-    """Mount points of the host's; a process's own directory has no number here."""
+@lru_cache(maxsize=1)
+def mounts_brought(given: tuple[str, ...]) -> set[str]:
+    """Where binds of a case bring mounts of the host's."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="latin-1").splitlines()
-    return frozenset(line.split()[4] for line in lines)
+    return brought(given, {line.split()[4] for line in lines})
 
 
 def visible(mounts: Iterable[str], path: str) -> str:
@@ -221,7 +224,10 @@ def below_kernels(divergence: Divergence, comparison: Comparison) -> bool:
     found = re.fullmatch(r"seen\.(mounts|tree|asked_tree)\.(/.*?)(@\d+'*)?\.\w+", divergence.path)
     return (
         found is not None
-        and any(f"{found[2]}/".startswith(f"{place}/") for place in kernels_places(comparison.case))
+        and any(
+            f"{found[2]}/".startswith(f"{place}/")
+            for place in kernels_places(words(comparison.case))
+        )
         and (found[1] != "mounts" or as_closed(found[2], comparison))
     )
 
@@ -231,7 +237,7 @@ def mounts_below(divergence: Divergence, comparison: Comparison) -> bool:
     found = MOUNT.fullmatch(divergence.path)
     return (
         found is not None
-        and found["point"] in brought(comparison.case, host_mounts())
+        and found["point"] in mounts_brought(words(comparison.case))
         and as_closed(found["point"], comparison)
     )
 
