@@ -362,7 +362,7 @@ class _Source:
             NsrunError: it is not there.
         """
         name = f"/proc/self/fd/{op.fd}" if OpFlag.SOURCE_FD in op.flags else op.source or ""
-        if OpFlag.TRY in op.flags and not os.path.exists(name):
+        if OpFlag.TRY in op.flags and _is_absent(name):
             return None
         devices = OpFlag.DEVICES in op.flags
         option = "--dev-bind" if devices else "--bind"
@@ -396,6 +396,17 @@ class _Source:
             _refuse_kind(found.st_mode, path, option)
         identity = (found.st_dev, found.st_ino)
         return cls(path, identity, stat.S_ISDIR(found.st_mode), kernels)
+
+
+def _is_absent(path: str) -> bool:
+    """Nothing is there.  Whatever else keeps one from looking is no such thing, as in the core."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_kernels(path: str) -> bool:

@@ -219,6 +219,15 @@ def test_optional_sources(top: Path) -> None:
         made("--bind", top / "none", "/x")
 
 
+def test_optional_sources_that_nobody_can_look_at(top: Path) -> None:
+    """Not there is one thing; that it can't be told is an error, as it is for the core."""
+    (top / "loop").symlink_to("loop")
+    (top / "file").touch()
+    for source, error in (("file/below", "Not a directory"), ("loop", "Too many levels")):
+        with pytest.raises(NsrunError, match=f"Can't find source path .*{source}: {error}"):
+            made("--ro-bind-try", top / source, "/x")
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
