@@ -27,6 +27,8 @@ CACHE = ROOT / "build" / "kvmbed"
 TIMED_OUT = 124
 BROKEN = 125
 POLL_S = 0.5
+#: the part of a job's time after which its processes are listed
+WATCHED = 0.8
 TAIL_LINES = 80
 
 
@@ -122,6 +124,7 @@ class Bed:
             "SUPPLEMENTARY": groups,
             "DELEGATED": "yes" if job.delegated else "",
             "SYSCTLS": " ".join(job.sysctls),
+            "WATCHED": str(int(job.timeout_s * WATCHED)),
         }
         home = "/home/bed" if job.user else "/root"
         environment = {

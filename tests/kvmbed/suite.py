@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,9 +19,20 @@ from .machine import CACHE, ROOT, Bed, Job, end_on_signals, reported, say
 
 RESULTS = CACHE / "results"
 SUMMARY = f"{'=' * 20} kvmbed: summary"
-PYTEST = (".venv/bin/pytest", "-p", "no:cacheprovider", "--color=no")
+# a test that stands still says where, long before its step is ended
+PYTEST = (
+    ".venv/bin/pytest",
+    "-p",
+    "no:cacheprovider",
+    "--color=no",
+    "-o",
+    "faulthandler_timeout=300",
+)
 USER = 1000
 LIMITS = "tests/python/test_limits.py"
+#: of pytest's output, what says why a test failed
+TELLING = re.compile(r"FAILED|ERROR|E  |Timeout \(|  File .*(tests|cowork_nsrun)/")
+ACCOUNT_LINES = 12
 FEW = {"NSRUN_HYPOTHESIS_EXAMPLES": "4"}
 NO_USERNS = ("kernel.unprivileged_userns_clone=0",)
 
@@ -67,11 +79,11 @@ STEPS = (
         ("tests/guest/test_exec.py",),
         Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
     ),
-    Step("pool-root", ("tests/guest/test_pool_machines.py",), Job((), timeout_s=1800)),
+    Step("pool-root", ("tests/guest/test_pool_machines.py",), Job((), timeout_s=1200)),
     Step(
         "pool-user",
         ("tests/guest/test_pool_machines.py", "--every=3"),
-        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=1800),
+        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=1200),
     ),
     Step(
         "sessions-root", ("tests/cowork/test_machine_sessions.py", THREATS), Job((), timeout_s=900)
@@ -170,9 +182,12 @@ SOAKS = (
 
 @dataclass(frozen=True)
 class Outcome:
+    """What came of a step; of one that failed and was run again, ``first`` is its first status."""
+
     step: Step
     status: int | None
     seconds: float = 0
+    first: int = 0
 
     @property
     def good(self) -> bool:
@@ -182,7 +197,16 @@ class Outcome:
         if self.status is None:
             return f"{self.step.name:18} not run: {' '.join(self.step.lacks())} is not there"
         verdict = "ok" if self.good else f"FAILED, status {self.status}"
+        if self.first:
+            verdict += f", the second time; UNSTEADY: status {self.first} the first"
         return f"{self.step.name:18} {counts(self.step):44} {self.seconds:5.0f} s  {verdict}"
+
+    def account(self) -> str:
+        """Of a failure: what the end of its output says of it."""
+        log = RESULTS / self.step.name / "output.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        told = [line for line in lines if TELLING.match(line)][-ACCOUNT_LINES:]
+        return "\n".join((f"--- {self.step.name}", *told, *lines[-ACCOUNT_LINES:]))
 
 
 def counts(step: Step) -> str:
@@ -199,6 +223,16 @@ def counts(step: Step) -> str:
         f"{number[name]} {name}" for name in ("failures", "errors", "skipped") if number[name]
     ]
     return ", ".join(words)
+
+
+def run_again(bed: Bed, outcome: Outcome) -> Outcome:
+    """A step that failed, with nothing beside it; what it left the first time is kept."""
+    print(outcome.account(), flush=True)
+    kept = RESULTS / f"{outcome.step.name}.first"
+    shutil.rmtree(kept, ignore_errors=True)
+    (RESULTS / outcome.step.name).rename(kept)
+    again = run(bed, outcome.step)
+    return replace(again, first=outcome.status or 0)
 
 
 def last_seconds(step: Step) -> float:
@@ -241,7 +275,7 @@ def run_apart(running: set[subprocess.Popen[bytes]], step: Step) -> Outcome:
     # this thread outlives the process, which would end with it
     front = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "tests.kvmbed.suite"]
     process = subprocess.Popen(
-        [*front, "--jobs=1", step.name],
+        [*front, "--jobs=1", "--once", step.name],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -283,6 +317,9 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="machines at a time (%(default)s)"
     )
+    parser.add_argument(
+        "--once", action="store_true", help="a step that failed is not run a second time"
+    )
     given = parser.parse_args()
     wanted = given.steps or [step.name for step in (SOAKS if given.soak else STEPS)]
     for name in set(wanted) - set(names):
@@ -290,11 +327,17 @@ def main() -> int:
     end_on_signals()
     steps = [step for step in (*STEPS, *SOAKS) if step.name in wanted]
     outcomes = run_all(steps, given.jobs)
+    if not given.once:
+        bed = Bed()
+        outcomes = [done if done.good else run_again(bed, done) for done in outcomes]
     print(f"\n{SUMMARY}, Linux {Bed().kernel.version} {'=' * 20}")
     for outcome in outcomes:
         print(outcome.line())
     failed = [outcome.step.name for outcome in outcomes if not outcome.good]
     if failed:
+        for outcome in outcomes:
+            if not outcome.good:
+                print(outcome.account())
         say(f"failed: {', '.join(failed)}; logs in {RESULTS}/")
     return 1 if failed else 0
 
