@@ -364,7 +364,9 @@ def status_records(divergence: Divergence, comparison: Comparison) -> bool:
 
 
 HOST_SIDE = re.compile(
-    r"nsrun: (\S+: too many symbolic links|--[a-z-]+( to \S*)?: fd \d+: .*)\n", re.DOTALL
+    r"nsrun: (\S+: too many symbolic links|--[a-z-]+( to \S*)?: fd \d+: .*"
+    r"|--json-status-fd \d+: Bad file descriptor)\n",
+    re.DOTALL,
 )
 
 
@@ -584,7 +586,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.DIFFERS,
         "host-side-messages",
-        "words about a descriptor that can't be read, or about a loop of links",
+        "words about a descriptor that can't be read or written, or about a loop of links",
         "the host side finds it before there is a sandbox that could",
         read_by_the_host_side,
     ),
