@@ -133,21 +133,27 @@ def above(path: str) -> Iterator[str]:
         path = os.path.dirname(path)
 
 
-def make_mount_point(top: str, relative: str, *, directory: bool) -> None:
+def make_mount_point(top: str, relative: str, *, directory: bool, parents: int) -> None:
     """Make what something is to be mounted on, as the core would in the sandbox.
 
     No link is followed below ``top``, whoever may have put one there meanwhile.
+
+    Arguments:
+        top: where the export begins.
+        relative: the way from there.
+        directory: whether it is to be one; else an empty file.
+        parents: mode of the directories that are missing on the way.
 
     Raises:
         OSError: it can't be made.
     """
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    *parents, last = relative.split("/")
+    *way, last = relative.split("/")
     at = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for name in parents:
+        for name in way:
             with suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=at)
+                os.mkdir(name, parents, dir_fd=at)
             below = os.open(name, flags | os.O_DIRECTORY, dir_fd=at)
             os.close(at)
             at = below

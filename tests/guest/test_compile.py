@@ -128,10 +128,35 @@ def test_mount_points_are_made_here(top: Path) -> None:
     assert rules(found.exports[2]) == {}
 
 
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        (("--tmpfs", "/x/p/q"), "drwxr-xr-x"),
+        (("--perms", "0700", "--tmpfs", "/x/p/q"), "drwx------"),
+        (("--perms", "0750", "--tmpfs", "/x/p/q"), "drwxr-x---"),
+        (("--ro-bind", "/usr", "/x/p/q"), "drwx------"),
+    ],
+)
+def test_directories_on_the_way(top: Path, words: tuple[str, ...], mode: str) -> None:
+    """As closed as the core makes them: a bind's are its owner's alone."""
+    made("--bind", top / "a", "/x", *words)
+    assert stat.filemode((top / "a/p").stat().st_mode) == mode
+
+
+def test_a_source_descriptor_is_used_up(top: Path) -> None:
+    fd = os.open(top / "a", os.O_PATH)
+    try:
+        made("--bind-fd", fd, "/x")
+        with pytest.raises(NsrunError, match=f"Can't stat fd {fd}: Bad file descriptor"):
+            made("--bind-fd", fd, "/x", "--ro-bind-fd", fd, "/y")
+    finally:
+        os.close(fd)
+
+
 def test_a_link_put_on_the_way_is_not_followed(top: Path) -> None:
     (top / "a/link").symlink_to(top / "other")
     with pytest.raises(NotADirectoryError):
-        make_mount_point(str(top / "a"), "link/new", directory=True)
+        make_mount_point(str(top / "a"), "link/new", directory=True, parents=0o755)
     assert os.listdir(top / "other") == []
 
 
