@@ -227,7 +227,8 @@ class _Compiler:
 
     def _other(self, op: Op) -> None:
         if op.dest is not None:
-            place = self.tree.resolve(op.dest)
+            is_name = op.type in {OpType.SYMLINK, OpType.DIR}
+            place = self.tree.name(op.dest) if is_name else self.tree.resolve(op.dest)
             if op.type in _DIRECTORIES:
                 self._cover(op, directory=True, access=Access.HIDDEN)
                 self.tree.add(Mount(place.path))

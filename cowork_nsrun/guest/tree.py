@@ -104,6 +104,17 @@ class Tree:
             left = _parts(text) + left
         return self.at(path)
 
+    def name(self, dest: str) -> Place:
+        """Where something gets a name, which is not followed if a link has it already.
+
+        Raises:
+            NsrunError: links without an end, before that name.
+        """
+        above_it, _, last = dest.rstrip("/").rpartition("/")
+        if last in ("", ".", ".."):
+            return self.resolve(dest)
+        return self.at(os.path.join(self.resolve(above_it).path, last))
+
     def add(self, mount: Mount) -> None:
         """Mount over whatever is there."""
         self.mounts.append(mount)

@@ -113,6 +113,15 @@ def test_links_without_an_end(top: Path) -> None:
         made("--bind", top / "a", "/x", "--tmpfs", "/x/loop/y")
 
 
+def test_a_name_that_a_link_has_already(top: Path) -> None:
+    """--dir and --symlink leave it as it is, and follow it nowhere."""
+    loop = ("--symlink", "loop", "/loop")
+    assert [op.dest for op in operations(made(*loop, "--dir", "/loop"))][-1] == "/loop"
+    twice = ("--symlink", "x", "/alias", "--symlink", "x", "/alias")
+    found = made("--bind", top / "a", "/x", *twice, "--tmpfs", "/alias/inner")
+    assert rules(found.exports[0]) == {"inner": Access.HIDDEN}
+
+
 def test_mount_points_are_made_here(top: Path) -> None:
     """As the core would, which the file server does not let the guest do."""
     found = made(
