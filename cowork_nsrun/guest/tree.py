@@ -116,8 +116,12 @@ class Tree:
         return self.at(os.path.join(self.resolve(above_it).path, last))
 
     def add(self, mount: Mount) -> None:
-        """Mount over whatever is there."""
+        """Mount over whatever is there, which is out of sight from now on."""
         self.mounts.append(mount)
+        self.directories = {path for path in self.directories if not is_below(path, mount.dest)}
+        self.links = {
+            path: text for path, text in self.links.items() if not is_below(path, mount.dest)
+        }
         self.directories.update(above(mount.dest))
 
     def is_directory(self, path: str) -> bool:

@@ -236,6 +236,17 @@ def test_where_it_starts(top: Path) -> None:
     assert directory(*bind, "--chdir", "/y", cwd=str(top)) == "/y"
     assert directory(*bind, "--dir", "/home/x", cwd="/elsewhere") == "/home/x"
     assert directory(*bind, cwd="/elsewhere") is None
+    # another mount lies over it
+    covered = ("--bind", top / "a", top / "a", "--tmpfs", top)
+    assert directory(*covered, cwd=str(top / "a")) is None
+
+
+def test_links_that_a_mount_covers(top: Path) -> None:
+    found = made(
+        *("--bind", top / "a", "/x", "--symlink", "/x", "/t/alias"),
+        *("--tmpfs", "/t", "--tmpfs", "/t/alias/b"),
+    )
+    assert rules(found.exports[0]) == {}
 
 
 def test_the_hosts_name() -> None:
