@@ -21,7 +21,7 @@ from cowork_nsrun.guest.compile import EXPORTS, Translation
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.view import Export, view_file
-from cowork_nsrun.guest.vmm import GuestError, Monitor, StreamRefused, find_beside
+from cowork_nsrun.guest.vmm import GuestError, Monitor, NoAnswer, StreamRefused, find_beside
 from cowork_nsrun.guest.vmm import Settings as MonitorSettings
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ MEMORY_MIB = 1024
 CPUS = 4
 #: seconds that a guest may take to boot
 BOOT_PATIENCE = 120.0
+#: seconds after which it is asked again whether it has booted
+_ASKED_AGAIN = 10.0
 _TAG = "nsrun"
 _EXPORT = re.compile(rf"{EXPORTS}/(\d+)")
 _NAPS = (0.002, 0.005, 0.01, 0.02)
@@ -266,8 +268,8 @@ class Machine(Guest):
         tries = 0
         while True:
             try:
-                self.agent.info()
-            except StreamRefused:
+                self.agent.info(_ASKED_AGAIN)
+            except (StreamRefused, NoAnswer):
                 if time.monotonic() > end:
                     raise GuestError(
                         f"the guest's agent was not there after {timeout:g} seconds",
