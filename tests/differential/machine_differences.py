@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from differences import Comparison, Known, Matcher, closed
@@ -325,11 +326,14 @@ def descriptors(divergence: Divergence, _: Comparison) -> bool:
 
 
 def closed_streams(divergence: Divergence, comparison: Comparison) -> bool:
-    """A standard stream that the caller left closed."""
+    """A standard stream that the caller left closed, or that --args has read to its end."""
     found = re.fullmatch(r"seen\.fds\.([012])\.\w+", divergence.path)
     return (
         found is not None
-        and closed(comparison.case, found[1])
+        and (
+            closed(comparison.case, found[1])
+            or ("--args", found[1]) in pairwise(comparison.case.argv)
+        )
         and comparison.actual.seen["fds"][found[1]]["rdev"] == DEV_NULL
     )
 
@@ -565,7 +569,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.DIFFERS,
         "closed-streams",
-        "standard streams that the caller left closed",
+        "standard streams that the caller left closed, or that were read by --args",
         "the agent gives /dev/null, which is what a program can rely on",
         closed_streams,
     ),
