@@ -261,6 +261,20 @@ def standard_input(divergence: Divergence, comparison: Comparison) -> bool:
     return divergence.path.startswith("seen.fds.0.") and given.get("type") == "fifo"
 
 
+#: said by a shell that opens by name what it has as a descriptor
+DENIED = re.compile(r"^.*: cannot create /dev/std(?:out|err): Permission denied\n", re.MULTILINE)
+
+
+def streams_by_name(divergence: Divergence, _: Comparison) -> bool:
+    """A pipe of another user's outside; all else that is said is the same."""
+    same = [re.escape(text) for text in DENIED.split(str(divergence.expected))]
+    return (
+        divergence.path == "stderr"
+        and len(same) > 1
+        and re.fullmatch(".*\n".join(same), str(divergence.actual)) is not None
+    )
+
+
 def host_name(divergence: Divergence, comparison: Comparison) -> bool:
     """The host's name in a UTS namespace of the guest's, which the command may change."""
     if unshares(comparison.case, "uts"):
@@ -509,6 +523,13 @@ ROWS: tuple[Row, ...] = (
         "standard input is a pipe",
         "the agent writes into it what the host side reads",
         standard_input,
+    ),
+    row(
+        Tag.TRANSLATED,
+        "streams-by-name",
+        "/dev/stdout and /dev/stderr of a user can be opened where the caller's pipe is another's",
+        "the agent makes a pipe of the user's own; the host side writes into the caller's",
+        streams_by_name,
     ),
     row(
         Tag.TRANSLATED,
