@@ -166,6 +166,12 @@ static uint16_t waiting(struct vmm_queue *queue)
 	return (uint16_t)(__atomic_load_n(idx, __ATOMIC_ACQUIRE) - queue->next_avail);
 }
 
+bool vmm_queue_waits(const struct vmm_queue *queue)
+{
+	return queue->ready && !queue->broken &&
+	       __atomic_load_n(avail_at(queue, RING_IDX), __ATOMIC_ACQUIRE) != queue->next_avail;
+}
+
 int vmm_queue_pop(struct vmm_queue *queue, struct vmm_chain *chain)
 {
 	uint16_t n, slot;
