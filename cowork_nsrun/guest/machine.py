@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,33 @@ BOOT_PATIENCE = 120.0
 _TAG = "nsrun"
 _EXPORT = re.compile(rf"{EXPORTS}/(\d+)")
 _NAPS = (0.002, 0.005, 0.01, 0.02)
+
+
+def wait_for_agent(monitor: Monitor, timeout: float = BOOT_PATIENCE) -> None:
+    """Wait until the agent in a machine listens.
+
+    Arguments:
+        monitor: the machine's.
+        timeout: seconds; a guest that doesn't even refuse streams may take as long again.
+
+    Raises:
+        GuestError: the guest died, or took too long; with what its console said last.
+    """
+    agent = Agent(partial(monitor.connect, timeout=timeout))
+    end = time.monotonic() + timeout
+    tries = 0
+    while True:
+        try:
+            agent.info()
+        except StreamRefused:
+            if time.monotonic() > end:
+                raise GuestError(
+                    f"the guest's agent was not there after {timeout:g} seconds", monitor.console
+                ) from None
+        else:
+            return
+        time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
+        tries += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,19 +290,5 @@ class Machine(Guest):
         Raises:
             GuestError: the guest died, or took too long.
         """
-        end = time.monotonic() + timeout
-        tries = 0
-        while True:
-            try:
-                self.agent.info()
-            except StreamRefused:
-                if time.monotonic() > end:
-                    raise GuestError(
-                        f"the guest's agent was not there after {timeout:g} seconds",
-                        self.monitor.console,
-                    ) from None
-            else:
-                self._keep()
-                return
-            time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
-            tries += 1
+        wait_for_agent(self.monitor, timeout)
+        self._keep()
