@@ -127,6 +127,12 @@ SOAKS = (
         ("tests/vmm/test_vsock.py",),
         Job((), timeout_s=7200, environment={"NSRUN_VSOCK_MIB": "4200"}),
     ),
+    # 10,000 small files, 500 random operations
+    Step(
+        "fs-soak",
+        ("tests/fs/test_fs_guest.py",),
+        Job((), timeout_s=7200, environment={"NSRUN_FS_FULL": "1"}),
+    ),
     Step(
         "snapshot-soak",
         ("tests/guest/test_template.py",),
