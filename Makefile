@@ -10,7 +10,7 @@ STEPS ?=
 # by the environment, since a command may hold quotes of any kind
 export NSRUN_CMD := $(value CMD)
 
-.PHONY: help build run test fs-test soak kvm-test kvm-soak guest-kernel guest-kernel-install bench
+.PHONY: help build run test native-test fs-test soak kvm-test kvm-soak guest-kernel guest-kernel-install bench
 .PHONY: check fuzz clean
 
 help: ## Show this list
@@ -27,7 +27,12 @@ run: build ## Build and test the example in a sandbox, or run CMD='...' in one
 	fi
 
 # not "python -m pytest", which would import ./cowork_nsrun instead of what is installed
-test: ## Run all tests
+test: ## Run all tests: native-test and kvm-test
+	@scripts/setup test
+	@scripts/setup kvm
+	@$(MAKE) --no-print-directory native-test kvm-test
+
+native-test: ## Tests on this machine's kernel
 	@scripts/setup test
 	@.venv/bin/pytest
 

@@ -55,7 +55,8 @@ _TIMED_OUT = 1
 _LONGEST_ANSWER = 64 << 10
 _HIGHEST_STATUS = 255
 
-Connect = Callable[[int], socket.socket]
+#: a stream to a port, within so many seconds
+Connect = Callable[[int, float], socket.socket]
 Outlet = Callable[[socket.socket], None]
 
 
@@ -196,7 +197,7 @@ class Agent:
     """An agent that listens.  Any thread may use it.
 
     Attributes:
-        connect: makes a stream to a port of the guest.
+        connect: makes a stream to a port of the guest's.
     """
 
     def __init__(self, connect: Connect, port: int = PORT) -> None:
@@ -255,13 +256,17 @@ class Agent:
             raise
         return command
 
-    def info(self) -> Info:
+    def info(self, patience: float = PATIENCE) -> Info:
         """Ask what the guest is.
+
+        Arguments:
+            patience: seconds that it may take to take a stream.
 
         Raises:
             NsrunError: the agent is gone.
         """
-        with Command(self._streams([_Role.CONTROL], os.urandom(16))) as asking:
+        streams = self._streams([_Role.CONTROL], os.urandom(16), patience=patience)
+        with Command(streams) as asking:
             asking._send(_Type.GET_INFO)
             kind, payload = asking._answer(time.monotonic() + PATIENCE)
         if kind != _Type.INFO or len(payload) != _INFO.size:
@@ -281,12 +286,16 @@ class Agent:
             asking._until_end(time.monotonic() + PATIENCE)
 
     def _streams(
-        self, roles: Iterable[_Role], token: bytes, connection: int = 0
+        self,
+        roles: Iterable[_Role],
+        token: bytes,
+        connection: int = 0,
+        patience: float = PATIENCE,
     ) -> dict[_Role, socket.socket]:
         made: dict[_Role, socket.socket] = {}
         try:
             for role in roles:
-                made[role] = self.connect(self._port)
+                made[role] = self.connect(self._port, patience)
                 made[role].settimeout(PATIENCE)
                 made[role].sendall(_HELLO.pack(_MAGIC, _VERSION, role, connection, token))
             for role, stream in made.items():

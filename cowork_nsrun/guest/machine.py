@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +21,7 @@ from cowork_nsrun.guest.compile import EXPORTS, Translation
 from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.network import Network
 from cowork_nsrun.guest.view import Export, view_file
-from cowork_nsrun.guest.vmm import GuestError, Monitor, StreamRefused, find_beside
+from cowork_nsrun.guest.vmm import GuestError, Monitor, NoAnswer, StreamRefused, find_beside
 from cowork_nsrun.guest.vmm import Settings as MonitorSettings
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,8 @@ MEMORY_MIB = 1024
 CPUS = 4
 #: seconds that a guest may take to boot
 BOOT_PATIENCE = 120.0
+#: seconds after which it is asked again whether it has booted
+_ASKED_AGAIN = 10.0
 _TAG = "nsrun"
 _EXPORT = re.compile(rf"{EXPORTS}/(\d+)")
 _NAPS = (0.002, 0.005, 0.01, 0.02)
@@ -43,18 +44,18 @@ def wait_for_agent(monitor: Monitor, timeout: float = BOOT_PATIENCE) -> None:
 
     Arguments:
         monitor: the machine's.
-        timeout: seconds; a guest that doesn't even refuse streams may take as long again.
+        timeout: seconds.
 
     Raises:
         GuestError: the guest died, or took too long; with what its console said last.
     """
-    agent = Agent(partial(monitor.connect, timeout=timeout))
+    agent = Agent(monitor.connect)
     end = time.monotonic() + timeout
     tries = 0
     while True:
         try:
-            agent.info()
-        except StreamRefused:
+            agent.info(min(timeout, _ASKED_AGAIN))
+        except (StreamRefused, NoAnswer):
             if time.monotonic() > end:
                 raise GuestError(
                     f"the guest's agent was not there after {timeout:g} seconds", monitor.console

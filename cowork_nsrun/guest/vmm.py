@@ -119,6 +119,10 @@ class StreamRefused(GuestError):
     """Nobody in the guest listens on that port, or not yet."""
 
 
+class NoAnswer(GuestError):
+    """The guest did not answer in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a machine is.
@@ -468,7 +472,7 @@ class Monitor(Closing):
             self._send(kind, port, cookie, fds)
             return future.result(timeout)
         except FutureTimeout:
-            raise GuestError(
+            raise NoAnswer(
                 f"the guest did not answer in {timeout:g} seconds", self.console
             ) from None
         finally:
@@ -484,7 +488,8 @@ class Monitor(Closing):
 
         Raises:
             StreamRefused: nobody listens there, or not yet.
-            GuestError: the machine is gone, or does not answer.
+            NoAnswer: the time is up.
+            GuestError: the machine is gone.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

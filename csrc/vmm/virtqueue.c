@@ -250,6 +250,14 @@ void vmm_queue_enable_kicks(struct vmm_queue *queue, bool enable)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
+void vmm_queue_await_next(struct vmm_queue *queue)
+{
+	if (queue->ready && !queue->broken && queue->event_idx)
+		__atomic_store_n(avail_event(queue),
+				 __atomic_load_n((uint16_t *)avail_at(queue, RING_IDX), __ATOMIC_ACQUIRE),
+				 __ATOMIC_SEQ_CST);
+}
+
 static size_t copy(const struct iovec *iov, uint16_t n, uint64_t offset, uint8_t *data, size_t len,
 		   bool into)
 {

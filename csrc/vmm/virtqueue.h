@@ -58,6 +58,8 @@ bool vmm_queue_should_signal(struct vmm_queue *queue);
 void vmm_queue_enable_kicks(struct vmm_queue *queue, bool enable);
 /* Whether there is something to pop: a chain, or a broken rule. */
 bool vmm_queue_waits(const struct vmm_queue *queue);
+/* Have a kick for what is added next, though there is more already: before a push, which it answers. */
+void vmm_queue_await_next(struct vmm_queue *queue);
 
 /* Copy out of the readable, into the writable part, at an offset; the bytes copied. */
 size_t vmm_chain_read(const struct vmm_chain *chain, uint64_t offset, void *data, size_t len);

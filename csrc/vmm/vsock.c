@@ -67,9 +67,23 @@ static void give_event(struct vmm_vsock *vsock)
 		return;
 	}
 	vmm_chain_write(&vsock->chain, 0, &event, sizeof(event));
+	vmm_queue_await_next(queue);
 	vmm_queue_push(queue, vsock->chain.head, sizeof(event));
 	vmm_device_signal(&vsock->device, VSOCK_EVENT);
 	vsock->event_owed = false;
+	vsock->event_given = true;
+}
+
+/*
+ * A driver returns the buffer of an event once it has acted upon it.  For this
+ * one it ends all streams, those too that it took before it came to the event:
+ * so none begins until then.
+ */
+static void returned_event(struct vmm_vsock *vsock)
+{
+	vsock->event_given = false;
+	give_event(vsock);
+	vsock_give(vsock);
 }
 
 static void notify(struct vmm_device *device, uint32_t queue)
@@ -77,7 +91,7 @@ static void notify(struct vmm_device *device, uint32_t queue)
 	struct vmm_vsock *vsock = vsock_of(device);
 
 	if (queue == VSOCK_EVENT)
-		give_event(vsock);
+		returned_event(vsock);
 	else
 		turn(vsock);
 }
@@ -93,7 +107,7 @@ static void reset(struct vmm_device *device)
 	struct vmm_vsock *vsock = vsock_of(device);
 
 	vsock_forget_all(vsock);
-	vsock->event_owed = false;
+	vsock->event_owed = vsock->event_given = false;
 }
 
 /* Streams have an end on the host, which no clone has. */
@@ -130,7 +144,7 @@ static const struct vmm_device_ops ops = {
 	.load = load,
 };
 
-struct vmm_device *vmm_vsock_new(struct vmm_loop *loop, uint64_t cid,
+struct vmm_device *vmm_vsock_new(struct vmm_loop *loop, uint64_t cid, uint32_t first_port,
 				 const struct vmm_vsock_host *host)
 {
 	struct vmm_vsock *vsock = calloc(1, sizeof(*vsock));
@@ -148,7 +162,7 @@ struct vmm_device *vmm_vsock_new(struct vmm_loop *loop, uint64_t cid,
 	vsock->loop = loop;
 	vsock->host = *host;
 	vsock->cid = cid;
-	vsock->next_port = VSOCK_FIRST_PORT;
+	vsock->next_port = first_port;
 	for (uint32_t i = VSOCK_STREAMS; i-- > 0;) {
 		vsock->stream[i].event.fd = -1;
 		vsock->stream[i].buffer = vsock->buffers + (size_t)i * VSOCK_BUFFER;
@@ -180,7 +194,7 @@ static uint32_t free_port(struct vmm_vsock *vsock, uint32_t guest_port)
 	do {
 		port = vsock->next_port++;
 		if (vsock->next_port == UINT32_MAX)
-			vsock->next_port = VSOCK_FIRST_PORT;
+			vsock->next_port = VMM_VSOCK_FIRST_PORT;
 	} while (vsock_find(vsock, guest_port, port));
 	return port;
 }

@@ -20,8 +20,13 @@ struct vmm_vsock_host {
 	void (*accepted)(void *arg, uint32_t port, int fd);
 };
 
-/* NULL with errno. */
-struct vmm_device *vmm_vsock_new(struct vmm_loop *loop, uint64_t cid,
+enum { VMM_VSOCK_FIRST_PORT = 1 << 30 }; /* of the host's ends of the streams that it opens */
+
+/*
+ * The first of those ports is for a clone's sake another each time: its guest
+ * may not have given up yet what it had of a stream of the template's.  NULL with errno.
+ */
+struct vmm_device *vmm_vsock_new(struct vmm_loop *loop, uint64_t cid, uint32_t first_port,
 				 const struct vmm_vsock_host *host);
 void vmm_vsock_free(struct vmm_device *device);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* vsock_control.c - the vsock device and the control socket, joined. */
 #include <errno.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -45,10 +46,20 @@ static void obey_unlisten(void *device, uint32_t port)
 	vmm_vsock_unlisten(device, port);
 }
 
+static uint32_t first_port(void)
+{
+	uint16_t number;
+
+	if (getrandom(&number, sizeof(number), 0) != sizeof(number))
+		vmm_fail(errno, "--vsock: getrandom");
+	/* as far apart as streams of one machine ever get */
+	return VMM_VSOCK_FIRST_PORT + (number * 32768u);
+}
+
 struct vmm_device *vmm_vsock_controlled(struct vmm_loop *loop, uint64_t cid)
 {
 	const struct vmm_vsock_host host = { NULL, connected, refused, accepted };
-	struct vmm_device *device = vmm_vsock_new(loop, cid, &host);
+	struct vmm_device *device = vmm_vsock_new(loop, cid, first_port(), &host);
 	struct vmm_streams streams = { obey_connect, obey_listen, obey_unlisten, device };
 
 	if (!device)

@@ -112,8 +112,8 @@ void vsock_give(struct vmm_vsock *vsock)
 {
 	uint32_t given = 0;
 
-	while (vsock->device.running && (vsock->n_replies || vsock->ready) &&
-	       given < VSOCK_BATCH && next_chain(vsock)) {
+	while (vsock->device.running && !vsock->event_given &&
+	       (vsock->n_replies || vsock->ready) && given < VSOCK_BATCH && next_chain(vsock)) {
 		if (give_turn(vsock))
 			given++;
 		else

@@ -30,7 +30,6 @@ enum {
 	VSOCK_REPLIES = 64,         /* resets owed for packets that belong to no stream */
 	VSOCK_BATCH = 64,           /* packets of one turn, each way */
 	VSOCK_HASH = 1024,
-	VSOCK_FIRST_PORT = 1 << 30, /* the host's ends of the streams that it opens */
 };
 
 /* Operations; a stream's owed packets are bits by these numbers. */
@@ -123,7 +122,8 @@ struct vmm_vsock {
 	struct vsock_reply reply[VSOCK_REPLIES];
 	uint32_t first_reply, n_replies;
 	bool again;                 /* another turn is due */
-	bool event_owed;            /* TRANSPORT_RESET */
+	bool event_owed;            /* TRANSPORT_RESET, */
+	bool event_given;           /* which the driver has not returned yet */
 	uint8_t *buffers;
 	struct vmm_chain chain;
 	struct iovec data[VMM_QUEUE_MAX];

@@ -109,14 +109,14 @@ class Server(Client):
     def wait_until_ready(self) -> None:
         while self.process.poll() is None:
             try:
-                self.connect(0).close()
+                self.connect().close()
             except (FileNotFoundError, ConnectionRefusedError):
                 time.sleep(0.005)
             else:
                 return
         raise AssertionError(f"the agent ended with status {self.process.returncode}")
 
-    def connect(self, _port: int) -> socket.socket:
+    def connect(self, _port: int = 0, _patience: float = 0) -> socket.socket:
         stream = socket.socket(socket.AF_UNIX)
         try:
             stream.connect(str(self.path))

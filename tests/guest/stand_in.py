@@ -12,7 +12,7 @@ from cowork_nsrun.guest.standin import Forwarding, relay
 from cowork_nsrun.plan import Plan
 
 
-def connect(_port: int) -> socket.socket:
+def connect(_port: int, _patience: float) -> socket.socket:
     stream = socket.socket(socket.AF_UNIX)
     stream.connect(sys.argv[1])
     return stream

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .machine import Bed, Job, end_on_signals, reported
+from .machine import STILL_S, Bed, Job, end_on_signals, reported
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -23,6 +23,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
+    parser.add_argument(
+        "--still",
+        type=float,
+        default=STILL_S,
+        metavar="SECONDS",
+        help="stop the machine when nothing was heard of it for so long (%(default)s)",
+    )
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB")
     parser.add_argument(
         "--results", type=Path, metavar="DIRECTORY", help="gets what is written to $RESULTS"
@@ -45,6 +52,7 @@ def main() -> int:
         sysctls=tuple(options.sysctl),
         environment=dict(word.split("=", 1) for word in options.env),
         timeout_s=options.timeout,
+        still_s=options.still,
         memory_mib=options.memory,
         results=options.results,
     )

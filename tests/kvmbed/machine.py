@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+import select
 import shlex
 import signal
 import socket
@@ -14,6 +16,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
@@ -27,6 +30,10 @@ CACHE = ROOT / "build" / "kvmbed"
 TIMED_OUT = 124
 BROKEN = 125
 POLL_S = 0.5
+#: main says every 5 seconds that it is there; emulation has been seen to stop for good
+STILL_S = 180
+#: the part of a job's time after which its processes are listed
+WATCHED = 0.8
 TAIL_LINES = 80
 
 
@@ -35,8 +42,9 @@ class Job:
     """What to run in the bed, and as whom.
 
     ``user`` is a uid, which becomes the gid too; ``groups`` are names of supplementary groups.
-    ``delegated`` puts the command below a cgroup that belongs to the user.  ``results`` is where
-    the files go that the command writes to /run/results ($RESULTS); None drops them.
+    ``delegated`` puts the command below a cgroup that belongs to the user.  ``still_s`` is how
+    long nothing may be heard of the machine.  ``results`` is where the files go that the command
+    writes to /run/results ($RESULTS); None drops them.
     """
 
     command: tuple[str, ...]
@@ -46,6 +54,7 @@ class Job:
     sysctls: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 600
+    still_s: float = STILL_S
     memory_mib: int = 2048
     results: Path | None = None
 
@@ -94,15 +103,20 @@ class Bed:
             started = time.monotonic()
             messages = channels.memory("messages")
             qemu = stack.enter_context(_started(command, channels.fds, messages))
-            channels.theirs.close()
-            in_time = _stream(channels.ours, outputs, started + job.timeout_s)
-            if not in_time:
+            channels.given()
+            end = _stream(channels, outputs, started + job.timeout_s, job.still_s)
+            if end is End.STILL:
+                say(f"stood still for {job.still_s:g} s: stopped; its processor:")
+                say(channels.processor())
+            if end is not End.ENDED:
                 qemu.kill()
             qemu.wait()
             status = channels.status()
-            if not in_time:
+            if end is End.LATE:
                 say(f"no end after {job.timeout_s:g} s: stopped")
                 status = TIMED_OUT
+            elif end is End.STILL:
+                status = BROKEN
             elif status is None:
                 status = BROKEN
                 say(f"the machine ended without an exit status; its console:\n{channels.tail()}")
@@ -122,6 +136,7 @@ class Bed:
             "SUPPLEMENTARY": groups,
             "DELEGATED": "yes" if job.delegated else "",
             "SYSCTLS": " ".join(job.sysctls),
+            "WATCHED": str(int(job.timeout_s * WATCHED)),
         }
         home = "/home/bed" if job.user else "/root"
         environment = {
@@ -160,21 +175,44 @@ class Bed:
                 f"if=virtio,format=raw,snapshot=on,cache=unsafe,file=/dev/fd/{disk}",
             ]
         words += ["-device", "virtio-serial-pci"]
-        words += ["-chardev", f"socket,id=output,fd={channels.theirs.fileno()}"]
+        for name in ("output", "alive", "monitor"):
+            words += ["-chardev", f"socket,id={name},fd={channels.socket(name)}"]
+        words += ["-mon", "chardev=monitor,mode=readline"]
         for name in ("results", "status"):
             words += ["-chardev", f"file,id={name},path=/dev/fd/{channels.memory(name)}"]
-        for name in ("output", "results", "status"):
+        for name in ("output", "alive", "results", "status"):
             words += ["-device", f"virtserialport,chardev={name},name={name}"]
         return words
 
 
+class End(Enum):
+    """How a run came to its end."""
+
+    ENDED = "by itself"
+    LATE = "its time was up"
+    STILL = "nothing in it moved any more"
+
+
 class Channels:
-    """Memory files and a socket: nothing that has a name, so nothing to leave behind."""
+    """Memory files and sockets: nothing that has a name, so nothing to leave behind."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
-        self.ours, self.theirs = map(stack.enter_context, socket.socketpair())
+        self.ends: dict[str, socket.socket] = {}
+        self._theirs: list[socket.socket] = []
         self._stack = stack
         self._files: dict[str, BinaryIO] = {}
+
+    def socket(self, name: str) -> int:
+        """QEMU's end; ours is in :attr:`ends`."""
+        ours, theirs = map(self._stack.enter_context, socket.socketpair())
+        self.ends[name] = ours
+        self._theirs.append(theirs)
+        return theirs.fileno()
+
+    def given(self) -> None:
+        """QEMU has its ends."""
+        for end in self._theirs:
+            end.close()
 
     def memory(self, name: str, content: bytes = b"") -> int:
         file = os.fdopen(os.memfd_create(name), "w+b")
@@ -189,7 +227,8 @@ class Channels:
 
     @property
     def fds(self) -> list[int]:
-        return [self.theirs.fileno(), *(file.fileno() for file in self._files.values())]
+        files = [file.fileno() for file in self._files.values()]
+        return [*(end.fileno() for end in self._theirs), *files]
 
     def _read(self, name: str) -> bytes:
         file = self._files[name]
@@ -208,6 +247,19 @@ class Channels:
         told = [line for line in lines if "TCG doesn't support requested feature" not in line]
         return "\n".join(f"  {line}" for line in told[-TAIL_LINES:])
 
+    def processor(self) -> str:
+        """What QEMU's monitor says of it."""
+        monitor = self.ends["monitor"]
+        monitor.settimeout(POLL_S)
+        text = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            for _ in range(2):
+                monitor.sendall(b"info registers\ninfo lapic\n")
+            while data := monitor.recv(65536):
+                text += data
+        lines = re.sub(r"\x1b\[[0-9]*.", "", text.decode(errors="replace")).splitlines()
+        return "\n".join(f"  {line}" for line in lines)
+
     def unpack(self, directory: Path) -> None:
         data = self._read("results")
         directory.mkdir(parents=True, exist_ok=True)
@@ -217,20 +269,27 @@ class Channels:
                 archive.extractall(directory, filter="data")
 
 
-def _stream(source: socket.socket, outputs: Iterable[BinaryIO], deadline: float) -> bool:
-    """Copy until the end; False when the deadline came first."""
-    source.settimeout(POLL_S)
+def _stream(
+    channels: Channels, outputs: Iterable[BinaryIO], deadline: float, still_s: float
+) -> End:
+    """Copy until the end, or until it is known that none will come."""
+    output, alive = channels.ends["output"], channels.ends["alive"]
+    heard = time.monotonic()
     while time.monotonic() < deadline:
-        try:
-            data = source.recv(65536)
-        except TimeoutError:
+        ready, _, _ = select.select([output, alive], [], [], POLL_S)
+        if alive in ready and alive.recv(65536):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > still_s:
+            return End.STILL
+        if output not in ready:
             continue
+        data = output.recv(65536)
         if not data:
-            return True
-        for output in outputs:
-            output.write(data)
-            output.flush()
-    return False
+            return End.ENDED
+        for file in outputs:
+            file.write(data)
+            file.flush()
+    return End.LATE
 
 
 @contextlib.contextmanager

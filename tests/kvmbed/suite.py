@@ -3,182 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .machine import CACHE, ROOT, Bed, Job, end_on_signals, reported, say
+from .machine import BROKEN, CACHE, ROOT, Bed, Job, end_on_signals, reported, say
+from .steps import SOAKS, TESTS, Machine, Step
 
 RESULTS = CACHE / "results"
-SUMMARY = f"{'=' * 20} kvmbed: summary"
-PYTEST = (".venv/bin/pytest", "-p", "no:cacheprovider", "--color=no")
-USER = 1000
-LIMITS = "tests/python/test_limits.py"
-FEW = {"NSRUN_HYPOTHESIS_EXAMPLES": "4"}
-NO_USERNS = ("kernel.unprivileged_userns_clone=0",)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Tests to run in the bed; without ``where`` on the host, to test the bed itself."""
-
-    name: str
-    tests: tuple[str, ...]
-    where: Job | None = field(default_factory=lambda: Job(()))
-    needs: tuple[str, ...] = ()
-
-    def lacks(self) -> list[str]:
-        """What of the tests, and of what they need, is not in this tree."""
-        names = (*(name for name in self.tests if not name.startswith("-")), *self.needs)
-        return [name for name in names if not (ROOT / name).exists()]
-
-
-#: what make guest-kernel builds; taken into the bed when it is there
-OWN_KERNEL = "build/guest-kernel/boot/vmlinuz"
-BY_OWN_KERNEL = {"NSRUN_GUEST_KERNEL": str(ROOT / OWN_KERNEL)}
-THREATS = "tests/confine/test_threats.py"
-INSIDE = ("tests/kvmbed/inside",)
-# remedies: as root, who breaks the bed for a user
-AS_USER = (*INSIDE, "--ignore=tests/kvmbed/inside/test_remedies.py")
-# what depends on the kernel; emulated, all of tests/python would take half an hour
-CORE = ("tests/python/test_run.py", "tests/python/test_plan.py", "tests/tiers")
-MACHINES = "tests/differential/test_machine.py"
-VMM = tuple(f"tests/vmm/test_{name}.py" for name in ("stock", "devices", "monitor", "jail"))
-STEPS = (
-    Step("driver", ("tests/kvmbed/outside",), None),
-    Step("bed-root", INSIDE),
-    Step("bed-kvm", AS_USER, Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS)),
-    Step("bed-delegated", AS_USER, Job((), user=USER, delegated=True)),
-    Step(
-        "guest-boot",
-        ("tests/guest/test_vmm.py", "tests/guest/test_intruder.py"),
-        Job((), user=USER, groups=("kvm",), timeout_s=900),
-    ),
-    Step("microvm-root", ("tests/guest/test_exec.py",), Job((), timeout_s=900)),
-    Step(
-        "microvm-user",
-        ("tests/guest/test_exec.py",),
-        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
-    ),
-    Step("pool-root", ("tests/guest/test_pool_machines.py",), Job((), timeout_s=1800)),
-    Step(
-        "pool-user",
-        ("tests/guest/test_pool_machines.py", "--every=3"),
-        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=1800),
-    ),
-    Step(
-        "sessions-root", ("tests/cowork/test_machine_sessions.py", THREATS), Job((), timeout_s=900)
-    ),
-    Step(
-        "kills-user",
-        ("tests/guest/test_kills.py",),
-        Job((), user=USER, groups=("kvm",), timeout_s=1200),
-    ),
-    # root: a name server has port 53
-    Step("net-root", ("tests/guest/test_network.py",)),
-    Step("egress-root", ("tests/guest/test_egress.py",), Job((), timeout_s=900)),
-    Step(
-        "egress-user",
-        ("tests/guest/test_egress.py",),
-        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS, timeout_s=900),
-    ),
-    Step("agent-root", ("tests/guest/test_agent_guest.py",)),
-    Step("limits-root", (LIMITS,)),
-    Step("limits-delegated", (LIMITS,), Job((), user=USER, delegated=True)),
-    Step(
-        "limits-guest",
-        ("tests/guest/test_machine_limits.py",),
-        Job((), user=USER, groups=("kvm",), timeout_s=1200),
-    ),
-    Step("core-root", CORE, Job((), timeout_s=900)),
-    # small guests run natively too, all of them
-    Step("vmm-root", VMM[:2]),
-    Step(
-        "vmm-kvm",
-        (*VMM, "--every=4"),
-        Job((), user=USER, groups=("kvm",), sysctls=NO_USERNS),
-    ),
-    Step("walls-root", ("tests/vmm/test_walls.py",)),
-    Step("walls-kvm", ("tests/vmm/test_walls.py",), Job((), user=USER, groups=("kvm",))),
-    Step("fs-root", ("tests/fs/test_fs_guest.py",), Job((), timeout_s=1800)),
-    Step("vsock-root", ("tests/vmm/test_vsock.py",)),
-    Step("snapshot-root", ("tests/guest/test_template.py",)),
-    # samples: all would take 4 minutes, 20, and hours; root runs the cases of the user too
-    Step("hostile-root", ("tests/hostile", "--every=2")),
-    Step("differential-machine", (MACHINES, "--every=37"), Job((), timeout_s=1800)),
-    Step(
-        "differential-root",
-        ("tests/differential", f"--ignore={MACHINES}", "--every=23"),
-        Job((), environment=FEW),
-    ),
+BEGIN = f"{'=' * 20} kvmbed: begin of"
+END = f"{'=' * 20} kvmbed: end of"
+TOLD = "kvmbed: told: "
+# a test that stands still says where, long before its step is ended
+PYTEST = (
+    ".venv/bin/pytest",
+    "-p",
+    "no:cacheprovider",
+    "--color=no",
+    "-o",
+    "faulthandler_timeout=300",
 )
-# by make kvm-soak, or by name
-SOAKS = (
-    # more bytes than vsock's counters hold
-    Step(
-        "vsock-soak",
-        ("tests/vmm/test_vsock.py",),
-        Job((), timeout_s=7200, environment={"NSRUN_VSOCK_MIB": "4200"}),
-    ),
-    # 10,000 small files, 500 random operations
-    Step(
-        "fs-soak",
-        ("tests/fs/test_fs_guest.py",),
-        Job((), timeout_s=7200, environment={"NSRUN_FS_FULL": "1"}),
-    ),
-    Step(
-        "snapshot-soak",
-        ("tests/guest/test_template.py",),
-        Job((), timeout_s=7200, environment={"NSRUN_CLONES": "100"}),
-    ),
-    # the whole corpus: some hours
-    Step("differential-machine-soak", (MACHINES,), Job((), timeout_s=36000)),
-    Step(
-        "kills-soak",
-        ("tests/guest/test_kills.py",),
-        Job((), user=USER, groups=("kvm",), timeout_s=7200, environment={"NSRUN_KILLS": "200"}),
-    ),
-    # guests of the kernel that make guest-kernel builds; not run where it was not built
-    Step(
-        "own-kernel-boot",
-        tuple(f"tests/guest/test_{name}.py" for name in ("vmm", "network", "template")),
-        Job((), timeout_s=900, environment=BY_OWN_KERNEL),
-        (OWN_KERNEL,),
-    ),
-    Step(
-        "own-kernel-root",
-        ("tests/guest/test_exec.py",),
-        Job((), timeout_s=900, environment=BY_OWN_KERNEL),
-        (OWN_KERNEL,),
-    ),
-    Step(
-        "own-kernel-user",
-        ("tests/guest/test_exec.py",),
-        Job(
-            (),
-            user=USER,
-            groups=("kvm",),
-            sysctls=NO_USERNS,
-            timeout_s=900,
-            environment=BY_OWN_KERNEL,
-        ),
-        (OWN_KERNEL,),
-    ),
-)
+#: of pytest's output, what says why a test failed
+TELLING = re.compile(r"FAILED|ERROR|E  |Timeout \(|  File .*(tests|cowork_nsrun)/")
+ACCOUNT_LINES = 12
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """What came of a step; of one that failed and was run again, ``first`` is its first status."""
+
     step: Step
     status: int | None
     seconds: float = 0
+    first: int = 0
 
     @property
     def good(self) -> bool:
@@ -188,7 +57,16 @@ class Outcome:
         if self.status is None:
             return f"{self.step.name:18} not run: {' '.join(self.step.lacks())} is not there"
         verdict = "ok" if self.good else f"FAILED, status {self.status}"
+        if self.first:
+            verdict += f", the second time; UNSTEADY: status {self.first} the first"
         return f"{self.step.name:18} {counts(self.step):44} {self.seconds:5.0f} s  {verdict}"
+
+    def account(self) -> str:
+        """Of a failure: what the end of its output says of it."""
+        log = RESULTS / self.step.name / "output.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        told = [line for line in lines if TELLING.match(line)][-ACCOUNT_LINES:]
+        return "\n".join((f"--- {self.step.name}", *told, *lines[-ACCOUNT_LINES:]))
 
 
 def counts(step: Step) -> str:
@@ -207,47 +85,97 @@ def counts(step: Step) -> str:
     return ", ".join(words)
 
 
-def last_seconds(step: Step) -> float:
-    """How long it took the last time; 0 if that is not known."""
-    report = RESULTS / step.name / "junit.xml"
-    if not report.exists():
-        return 0
-    suite = ElementTree.parse(report).getroot().find("testsuite")
-    return 0 if suite is None else float(suite.get("time", 0))
+def last_seconds(machine: Machine) -> float:
+    """How long its steps took the last time, as far as that is known."""
+    seconds = 0.0
+    for step in machine.steps:
+        report = RESULTS / step.name / "junit.xml"
+        if report.exists():
+            suite = ElementTree.parse(report).getroot().find("testsuite")
+            seconds += 0 if suite is None else float(suite.get("time", 0))
+    return seconds
 
 
-def run(bed: Bed, step: Step) -> Outcome:
-    if step.lacks():
-        return Outcome(step, None)
-    print(f"\n{'=' * 20} kvmbed: {step.name} {'=' * 20}", flush=True)
-    results = RESULTS / step.name
-    shutil.rmtree(results, ignore_errors=True)
-    results.mkdir(parents=True)
+# --- one machine ------------------------------------------------------------------------------
+
+
+def run(bed: Bed, machine: Machine) -> list[Outcome]:
+    """Its steps, whose output is shown as it comes."""
+    outcomes = [Outcome(step, None) for step in machine.steps if step.lacks()]
+    steps = tuple(step for step in machine.steps if not step.lacks())
+    for step in steps:
+        shutil.rmtree(RESULTS / step.name, ignore_errors=True)
+        (RESULTS / step.name).mkdir(parents=True)
+    if steps and machine.job is None:
+        outcomes += [on_host(step) for step in steps]
+    elif steps and machine.job is not None:
+        outcomes += in_bed(bed, machine.job, steps)
+    return sorted(outcomes, key=lambda outcome: machine.steps.index(outcome.step))
+
+
+def on_host(step: Step) -> Outcome:
+    print(f"{BEGIN} {step.name}", flush=True)
     begin = time.monotonic()
-    if step.where is None:
-        command = ["setpriv", "--pdeathsig", "TERM", *PYTEST, *step.tests]
-        command.append(f"--junitxml={results}/junit.xml")
-        environment = {**os.environ, "NSRUN_KVMBED": "outside"}
-        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-    else:
-        status = in_bed(bed, step, step.where, results)
-    return Outcome(step, status, time.monotonic() - begin)
+    command = ["setpriv", "--pdeathsig", "TERM", *PYTEST, *step.tests]
+    command.append(f"--junitxml={RESULTS}/{step.name}/junit.xml")
+    environment = {**os.environ, "NSRUN_KVMBED": "outside"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    return Outcome(step, done.returncode, time.monotonic() - begin)
 
 
-def in_bed(bed: Bed, step: Step, where: Job, results: Path) -> int:
-    command = (*PYTEST, *step.tests, "--junitxml=/run/results/junit.xml")
-    job = Job(**{**vars(where), "command": command, "results": results})
-    with open(results / "output.log", "wb") as log:
-        return reported(lambda: bed.run(job, sys.stdout.buffer, log))
+def script(step: Step) -> str:
+    """For the bed's shell: the step between two marks, with its status and its seconds."""
+    results = f"/run/results/{step.name}"
+    words = ["env", *(f"{name}={value}" for name, value in step.environment.items())]
+    # interrupted, pytest says where it was
+    words += ["timeout", "--signal=INT", "--kill-after=60", f"{step.timeout_s:g}"]
+    words += [*PYTEST, *step.tests, f"--junitxml={results}/junit.xml"]
+    return (
+        f"echo '{BEGIN} {step.name}'; mkdir {results}; begin=$(date +%s); {shlex.join(words)};"
+        f" echo '{END} {step.name}' $? $(($(date +%s) - begin))"
+    )
 
 
-def run_apart(running: set[subprocess.Popen[bytes]], step: Step) -> Outcome:
-    """A step in a process of its own, whose output is shown when it has ended."""
-    begin = time.monotonic()
+def in_bed(bed: Bed, job: Job, steps: tuple[Step, ...]) -> list[Outcome]:
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="results-") as directory:
+        results = Path(directory)
+        job = replace(
+            job,
+            command=("sh", "-c", "\n".join(map(script, steps))),
+            timeout_s=sum(step.timeout_s for step in steps),
+            results=results,
+        )
+        with open(results / "output.log", "wb") as log:
+            status = reported(lambda: bed.run(job, sys.stdout.buffer, log))
+        text = (results / "output.log").read_text(errors="replace")
+        for step in steps:
+            for path in (results / step.name).glob("*"):
+                shutil.move(path, RESULTS / step.name)
+            if (results / "console.log").exists():
+                shutil.copy(results / "console.log", RESULTS / step.name)
+        return [outcome_of(step, text, status) for step in steps]
+
+
+def outcome_of(step: Step, text: str, status: int) -> Outcome:
+    """By a machine's output, which is kept by step; its status, if the step has no end in it."""
+    output = text.partition(f"{BEGIN} {step.name}\n")[2]
+    output, _, rest = output.partition(f"{END} {step.name} ")
+    (RESULTS / step.name / "output.log").write_text(output.partition(BEGIN)[0])
+    words = rest.split(maxsplit=2)[:2]
+    if len(words) == 2 and all(word.isdigit() for word in words):
+        return Outcome(step, int(words[0]), float(words[1]))
+    return Outcome(step, status or BROKEN)
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+
+def run_apart(running: set[subprocess.Popen[bytes]], machine: Machine) -> list[Outcome]:
+    """A machine in a process of its own, whose output is shown when it has ended."""
     # this thread outlives the process, which would end with it
     front = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "tests.kvmbed.suite"]
     process = subprocess.Popen(
-        [*front, "--jobs=1", step.name],
+        [*front, "--jobs=1", "--once", "--told", *(step.name for step in machine.steps)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -256,52 +184,102 @@ def run_apart(running: set[subprocess.Popen[bytes]], step: Step) -> Outcome:
     running.add(process)
     output, _ = process.communicate()
     running.remove(process)
-    sys.stdout.buffer.write(output.partition(SUMMARY.encode())[0])
+    shown, _, told = output.rpartition(TOLD.encode())
+    sys.stdout.buffer.write(shown)
     sys.stdout.flush()
-    return Outcome(step, process.returncode, time.monotonic() - begin)
+    if process.returncode not in (0, 1) or not told:
+        return [Outcome(step, process.returncode or BROKEN) for step in machine.steps]
+    facts = json.loads(told)
+    return [Outcome(step, *facts[step.name]) for step in machine.steps]
 
 
-def run_all(steps: list[Step], jobs: int) -> list[Outcome]:
+def run_all(machines: list[Machine], jobs: int) -> list[Outcome]:
     """One after the other, or several at a time; the longest ones first then."""
-    if jobs == 1 or len(steps) == 1:
+    if jobs == 1 or len(machines) == 1:
         bed = Bed()
-        return [run(bed, step) for step in steps]
-    there = [step for step in steps if not step.lacks()]
-    outcomes = [Outcome(step, None) for step in steps if step not in there]
-    there.sort(key=lambda step: -last_seconds(step))
+        return [outcome for machine in machines for outcome in run(bed, machine)]
     running: set[subprocess.Popen[bytes]] = set()
+    first = sorted(machines, key=lambda machine: -last_seconds(machine))
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            outcomes += pool.map(partial(run_apart, running), there)
+            outcomes = [
+                done for part in pool.map(partial(run_apart, running), first) for done in part
+            ]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):
                 process.terminate()
             raise
-    return sorted(outcomes, key=lambda outcome: steps.index(outcome.step))
+    names = names_of(machines)
+    return sorted(outcomes, key=lambda outcome: names.index(outcome.step.name))
 
 
-def main() -> int:
-    names = [step.name for step in (*STEPS, *SOAKS)]
+def run_again(bed: Bed, outcome: Outcome, machine: Machine) -> Outcome:
+    """A step that failed, with nothing beside it; what it left the first time is kept."""
+    print(outcome.account(), flush=True)
+    kept = RESULTS / f"{outcome.step.name}.first"
+    shutil.rmtree(kept, ignore_errors=True)
+    (RESULTS / outcome.step.name).rename(kept)
+    (again,) = run(bed, replace(machine, steps=(outcome.step,)))
+    return replace(again, first=outcome.status or 0)
+
+
+def chosen(names: Iterable[str]) -> list[Machine]:
+    """The machines, with those of their steps alone that are named."""
+    machines = (
+        replace(machine, steps=tuple(step for step in machine.steps if step.name in names))
+        for machine in (*TESTS, *SOAKS)
+    )
+    return [machine for machine in machines if machine.steps]
+
+
+def names_of(machines: Iterable[Machine]) -> list[str]:
+    return [step.name for machine in machines for step in machine.steps]
+
+
+def arguments() -> argparse.Namespace:
+    names = names_of((*TESTS, *SOAKS))
     parser = argparse.ArgumentParser(prog="make kvm-test STEPS=...", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)}")
     parser.add_argument("--soak", action="store_true", help="the steps that take long")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="machines at a time (%(default)s)"
     )
+    parser.add_argument(
+        "--once", action="store_true", help="a step that failed is not run a second time"
+    )
+    parser.add_argument("--told", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    wanted = given.steps or [step.name for step in (SOAKS if given.soak else STEPS)]
-    for name in set(wanted) - set(names):
+    for name in set(given.steps) - set(names):
         parser.error(f"no step {name!r}; there are: {', '.join(names)}")
+    return given
+
+
+def main() -> int:
+    given = arguments()
     end_on_signals()
-    steps = [step for step in (*STEPS, *SOAKS) if step.name in wanted]
-    outcomes = run_all(steps, given.jobs)
-    print(f"\n{SUMMARY}, Linux {Bed().kernel.version} {'=' * 20}")
+    machines = chosen(given.steps or names_of(SOAKS if given.soak else TESTS))
+    outcomes = run_all(machines, given.jobs)
+    if given.told:
+        facts = {done.step.name: (done.status, done.seconds) for done in outcomes}
+        print(f"\n{TOLD}{json.dumps(facts)}")
+        return 0
+    if not given.once:
+        bed = Bed()
+        machine_of = {step.name: machine for machine in machines for step in machine.steps}
+        outcomes = [
+            done if done.good else run_again(bed, done, machine_of[done.step.name])
+            for done in outcomes
+        ]
+    print(f"\n{'=' * 20} kvmbed: summary, Linux {Bed().kernel.version} {'=' * 20}")
     for outcome in outcomes:
         print(outcome.line())
-    failed = [outcome.step.name for outcome in outcomes if not outcome.good]
+    failed = [outcome for outcome in outcomes if not outcome.good]
+    for outcome in failed:
+        print(outcome.account())
     if failed:
-        say(f"failed: {', '.join(failed)}; logs in {RESULTS}/")
+        names = ", ".join(outcome.step.name for outcome in failed)
+        say(f"failed: {names}; logs in {RESULTS}/")
     return 1 if failed else 0
 
 

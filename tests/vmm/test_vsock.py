@@ -22,7 +22,7 @@ from vsocklib import Lack, find_compiler
 
 from cowork_nsrun.guest import image, kernel
 from cowork_nsrun.guest.bzimage import KernelError
-from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, Settings, StreamRefused
+from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, NoAnswer, Settings, StreamRefused
 
 HERE = Path(__file__).parent
 FLAGS = ["-std=gnu17", "-O2", "-static", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
@@ -179,6 +179,16 @@ def echo(stream: socket.socket, count: int) -> None:
 def test_a_port_nobody_listens_on(machine: Monitor) -> None:
     with pytest.raises(StreamRefused):
         machine.connect(UNATTENDED_PORT + 1, HANG)
+
+
+def test_a_guest_that_does_not_answer(machine: Monitor) -> None:
+    """Who asked is told so, and what comes late is for nobody."""
+    machine.pause()
+    with pytest.raises(NoAnswer, match="did not answer"):
+        machine.connect(UNATTENDED_PORT, 0.2)
+    machine.resume()
+    with connect(machine, Task.ECHO) as stream:
+        echo(stream, 1000)
 
 
 def test_bytes_to_the_guest(machine: Monitor) -> None:

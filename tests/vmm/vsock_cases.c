@@ -203,17 +203,23 @@ static struct end ask(uint32_t port)
 	return end;
 }
 
-static struct end asked(uint32_t port)
+static void expect_request(struct end *end)
 {
-	struct end end = ask(port);
 	struct driver_packet packet;
 
 	driver_settle();
 	CHECK(driver_take(&packet));
-	CHECK(packet.header.op == VSOCK_OP_REQUEST && packet.header.dst_port == port);
+	CHECK(packet.header.op == VSOCK_OP_REQUEST && packet.header.dst_port == end->guest_port);
 	CHECK(packet.header.buf_alloc == VSOCK_BUFFER);
-	end.host_port = packet.header.src_port;
-	end.peer_alloc = packet.header.buf_alloc;
+	end->host_port = packet.header.src_port;
+	end->peer_alloc = packet.header.buf_alloc;
+}
+
+static struct end asked(uint32_t port)
+{
+	struct end end = ask(port);
+
+	expect_request(&end);
 	return end;
 }
 
@@ -1049,9 +1055,10 @@ static void case_reset(void)
 	close_guest(&next);
 }
 
+/* What begins before the driver has acted upon the event would be ended by it. */
 static void case_transport_reset(void)
 {
-	struct end open = connected_to(1), next;
+	struct end open = connected_to(1), next, early;
 	uint32_t event = 99;
 
 	vmm_vsock_transport_reset(driver.device);
@@ -1062,9 +1069,16 @@ static void case_transport_reset(void)
 	CHECK(driver_take_event(&event) && event == 0);
 	driver_post_event();
 	CHECK(!driver_take_event(&event));
+	/* and with more than one buffer there, by which to see that one comes back */
+	driver_post_event();
 	vmm_vsock_transport_reset(driver.device);
 	CHECK(driver_take_event(&event) && event == 0);
+	early = ask(2);
 	expect_nothing();
+	driver_post_event();
+	expect_request(&early);
+	CHECK(send_op(&early, VSOCK_OP_RESPONSE, 0));
+	close_guest(&early);
 	next = connected_to(1);
 	close_guest(&next);
 }

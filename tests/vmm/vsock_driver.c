@@ -166,7 +166,7 @@ void driver_new(void)
 	if (driver.memory.region[0].host == MAP_FAILED || !driver.loop)
 		driver_fail("no memory");
 	driver.loop->epoll = epoll_create1(EPOLL_CLOEXEC);
-	driver.device = vmm_vsock_new(driver.loop, DRIVER_CID, &host);
+	driver.device = vmm_vsock_new(driver.loop, DRIVER_CID, VMM_VSOCK_FIRST_PORT, &host);
 	if (driver.loop->epoll < 0 || !driver.device)
 		driver_fail("no device: %s", strerror(errno));
 }

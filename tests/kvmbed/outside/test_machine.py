@@ -69,6 +69,22 @@ def test_time_limit() -> None:
     assert "no end after 6 s" in done.stderr
 
 
+STAND_STILL = """
+for pid in $(pgrep -f /run/bed/main); do
+    [ "$pid" = 1 ] || kill -STOP "$pid"
+done
+sleep 1000
+"""
+
+
+def test_machine_that_stands_still() -> None:
+    """What says that it is there is stopped: it is ended, and its processor's state told."""
+    done = bed("--still", "15", "--", "sh", "-c", STAND_STILL)
+    assert done.returncode == 125, done
+    assert "stood still for 15 s" in done.stderr
+    assert "RIP=" in done.stderr
+
+
 def test_dead_kernel_is_an_error_with_its_last_words() -> None:
     done = bed("--", "sh", "-c", "echo c >/proc/sysrq-trigger")
     assert done.returncode == 125, done
