@@ -34,7 +34,8 @@ def _ptrace(request: int, thread: int, data: object = None) -> None:
 
 
 @contextmanager
-def _stopped(thread: int) -> Iterator[None]:
+def stopped(thread: int) -> Iterator[None]:
+    """A thread that stands still meanwhile."""
     _ptrace(_ATTACH, thread)
     try:
         os.waitpid(thread, _WALL)
@@ -50,7 +51,7 @@ def opens(pid: int, thread: int, path: str, flags: int = os.O_RDONLY) -> int:
     """
     saved = (ctypes.c_uint64 * _WORDS)()
     regs = (ctypes.c_uint64 * _WORDS)()
-    with _stopped(thread), open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+    with stopped(thread), open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         _ptrace(_GETREGS, thread, ctypes.byref(saved))
         ctypes.memmove(regs, saved, ctypes.sizeof(saved))
         memory.seek(saved[_RIP] - len(_SYSCALL))

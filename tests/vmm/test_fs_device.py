@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from inject import held, openers
+from inject import held, openers, stopped
+from snaplib import restored, saved
 from vmmlib import HANG, PAUSED, RESUME, RESUMED, RUNNING, Monitor, monitor
 
 from cowork_nsrun.guest.view import Export, view_bytes
@@ -138,3 +140,24 @@ def test_a_reset_waits_for_what_is_under_way(guest: Guest, shared: Path) -> None
             assert "stopped" not in machine.console.read_text()
         ended = machine.finish()
     assert (ended.status, ended.lines) == (0, ["stopped", "0 words changed"])
+
+
+def test_a_request_that_nobody_has_taken_is_not_lost(guest: Guest, tmp_path: Path) -> None:
+    """The machine is saved between the kick and its hearing; the clone answers."""
+    with tempfile.TemporaryFile() as view:
+        view.write(view_bytes([]))
+        view.flush()
+        given = ("--fs", f"nsrun={view.fileno()}")
+        options = (*given, "--memory", "16", "--paused")
+        with monitor(guest("fs"), *options, cmdline="wait", fds=[view.fileno()]) as machine:
+            machine.expect(PAUSED)
+            with ExitStack() as still:
+                for thread in openers(machine.process.pid)[1:]:
+                    still.enter_context(stopped(thread))
+                machine.send(RESUME)
+                machine.expect(RESUMED)
+                said(machine, "asked")
+                file = saved(machine, tmp_path / "file")
+        with restored(file, *given, fds=[view.fileno()]) as clone:
+            ended = clone.finish()
+    assert (ended.status, ended.lines) == (0, ["answered well"])

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A driver of virtio-fs.  Its command line says what it does: "each", "long 1", "long 2", "lock",
- * "reset" or "stop".
+ * "reset", "stop" or "wait".
  */
 #include "guest.h"
 
@@ -269,6 +269,19 @@ static void stop_long(void)
 	say("%d words changed", count_changed());
 }
 
+/* Whatever becomes of the machine between the two. */
+static void ask_and_wait(void)
+{
+	const struct fuse_init_in init = { .major = FUSE_MAJOR, .minor = FUSE_MINOR };
+
+	bring_up(F_VERSION_1 | F_EVENT_IDX);
+	write_down(0, FUSE_INIT, 0, &init, sizeof(init));
+	kick();
+	say("asked");
+	wait_for(0);
+	say("answered %s", good(0) ? "well" : "badly");
+}
+
 int guest_main(const uint8_t *zero_page)
 {
 	const char *what = (const char *)(uint64_t)*(const uint32_t *)(zero_page + CMDLINE);
@@ -288,6 +301,9 @@ int guest_main(const uint8_t *zero_page)
 		break;
 	case 's':
 		stop_long();
+		break;
+	case 'w':
+		ask_and_wait();
 		break;
 	default:
 		reset();
