@@ -169,14 +169,16 @@ static void retry(struct worker *worker)
 }
 
 /* One is taken out: who comes for those behind it? */
-static void share(struct fs *fs, uint32_t queue)
+static void share(struct fs *fs, uint32_t number)
 {
+	struct vmm_queue *queue = &fs->device.queue[number];
+
 	/* this thread is at work for some time: the guest is to kick for the next */
-	vmm_queue_enable_kicks(&fs->device.queue[queue], true);
-	if (!vmm_queue_waits(&fs->device.queue[queue]) || !fs->waiting || fs->called)
+	vmm_queue_enable_kicks(queue, true);
+	if (vmm_queue_added(queue) == queue->next_avail || !fs->waiting || fs->called)
 		return;
 	fs->called = true;
-	vmm_device_again(&fs->device, queue);
+	vmm_device_again(&fs->device, number);
 }
 
 static void drain(struct worker *worker, uint32_t queue)

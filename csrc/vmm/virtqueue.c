@@ -166,12 +166,6 @@ static uint16_t waiting(struct vmm_queue *queue)
 	return (uint16_t)(__atomic_load_n(idx, __ATOMIC_ACQUIRE) - queue->next_avail);
 }
 
-bool vmm_queue_waits(const struct vmm_queue *queue)
-{
-	return queue->ready && !queue->broken &&
-	       __atomic_load_n(avail_at(queue, RING_IDX), __ATOMIC_ACQUIRE) != queue->next_avail;
-}
-
 int vmm_queue_pop(struct vmm_queue *queue, struct vmm_chain *chain)
 {
 	uint16_t n, slot;
@@ -250,12 +244,23 @@ void vmm_queue_enable_kicks(struct vmm_queue *queue, bool enable)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
-void vmm_queue_await_next(struct vmm_queue *queue)
+uint16_t vmm_queue_added(const struct vmm_queue *queue)
 {
+	const uint16_t *idx;
+
+	if (!queue->ready || queue->broken)
+		return 0;
+	idx = avail_at(queue, RING_IDX);
+	return __atomic_load_n(idx, __ATOMIC_ACQUIRE);
+}
+
+uint16_t vmm_queue_await_next(struct vmm_queue *queue)
+{
+	uint16_t added = vmm_queue_added(queue);
+
 	if (queue->ready && !queue->broken && queue->event_idx)
-		__atomic_store_n(avail_event(queue),
-				 __atomic_load_n((uint16_t *)avail_at(queue, RING_IDX), __ATOMIC_ACQUIRE),
-				 __ATOMIC_SEQ_CST);
+		__atomic_store_n(avail_event(queue), added, __ATOMIC_SEQ_CST);
+	return added;
 }
 
 static size_t copy(const struct iovec *iov, uint16_t n, uint64_t offset, uint8_t *data, size_t len,

@@ -56,10 +56,13 @@ void vmm_queue_push_all(struct vmm_queue *queue, const struct vmm_done *done, ui
 bool vmm_queue_should_signal(struct vmm_queue *queue);
 /* Tell the driver whether a kick is wanted; after enabling, look once more for chains. */
 void vmm_queue_enable_kicks(struct vmm_queue *queue, bool enable);
-/* Whether there is something to pop: a chain, or a broken rule. */
-bool vmm_queue_waits(const struct vmm_queue *queue);
-/* Have a kick for what is added next, though there is more already: before a push, which it answers. */
-void vmm_queue_await_next(struct vmm_queue *queue);
+/* How many chains the driver has added, modulo 2^16. */
+uint16_t vmm_queue_added(const struct vmm_queue *queue);
+/*
+ * The same, and have a kick for what is added next, though there is more
+ * already; to be called before the push that the driver answers by it.
+ */
+uint16_t vmm_queue_await_next(struct vmm_queue *queue);
 
 /* Copy out of the readable, into the writable part, at an offset; the bytes copied. */
 size_t vmm_chain_read(const struct vmm_chain *chain, uint64_t offset, void *data, size_t len);

@@ -67,7 +67,7 @@ static void give_event(struct vmm_vsock *vsock)
 		return;
 	}
 	vmm_chain_write(&vsock->chain, 0, &event, sizeof(event));
-	vmm_queue_await_next(queue);
+	vsock->event_added = vmm_queue_await_next(queue);
 	vmm_queue_push(queue, vsock->chain.head, sizeof(event));
 	vmm_device_signal(&vsock->device, VSOCK_EVENT);
 	vsock->event_owed = false;
@@ -77,11 +77,13 @@ static void give_event(struct vmm_vsock *vsock)
 /*
  * A driver returns the buffer of an event once it has acted upon it.  For this
  * one it ends all streams, those too that it took before it came to the event:
- * so none begins until then.
+ * so none begins until then.  A kick alone says nothing: after a restore there
+ * is one for each queue.
  */
-static void returned_event(struct vmm_vsock *vsock)
+static void look_at_events(struct vmm_vsock *vsock)
 {
-	vsock->event_given = false;
+	if (vmm_queue_added(&vsock->device.queue[VSOCK_EVENT]) != vsock->event_added)
+		vsock->event_given = false;
 	give_event(vsock);
 	vsock_give(vsock);
 }
@@ -91,7 +93,7 @@ static void notify(struct vmm_device *device, uint32_t queue)
 	struct vmm_vsock *vsock = vsock_of(device);
 
 	if (queue == VSOCK_EVENT)
-		returned_event(vsock);
+		look_at_events(vsock);
 	else
 		turn(vsock);
 }

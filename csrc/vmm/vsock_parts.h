@@ -123,7 +123,8 @@ struct vmm_vsock {
 	uint32_t first_reply, n_replies;
 	bool again;                 /* another turn is due */
 	bool event_owed;            /* TRANSPORT_RESET, */
-	bool event_given;           /* which the driver has not returned yet */
+	bool event_given;           /* which the driver has not returned yet, */
+	uint16_t event_added;       /* of so many that it had added */
 	uint8_t *buffers;
 	struct vmm_chain chain;
 	struct iovec data[VMM_QUEUE_MAX];
