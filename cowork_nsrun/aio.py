@@ -19,7 +19,7 @@ from cowork_nsrun._native import Flow
 from cowork_nsrun.aside import to_its_end
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import Ending, Handle, start
+from cowork_nsrun.handle import Ending, Handle, Stdio, start
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.process import (
     Argv,
@@ -27,7 +27,6 @@ from cowork_nsrun.process import (
     PopenOptions,
     Result,
     extras_for,
-    finished_ends,
     make_result,
 )
 from cowork_nsrun.spec import Sandbox
@@ -93,7 +92,7 @@ class AsyncProcess:
     def watch(self) -> None:
         """Begin to listen to the sandbox."""
         self._handle.hold(self)
-        self._advance()
+        self._watch_fd(self._handle.fd)
 
     def time_out_at(self, deadline: float) -> None:
         """Let the loop keep the time too, where pid 1 may not: by ``time.monotonic()``."""
@@ -340,6 +339,14 @@ class AsyncProcess:
         if self.terminal is not None:
             self.terminal.close()
 
+    @property
+    def _is_at_rest(self) -> bool:
+        """All is gone, and there is nothing of ours to close."""
+        gone = self._gone
+        if gone is None or not gone.done() or gone.cancelled() or gone.exception() is not None:
+            return False
+        return not self._transports and self.terminal is None
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -349,7 +356,8 @@ class AsyncProcess:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await _finish_anyway(self.close())
+        if not self._is_at_rest:
+            await _finish_anyway(self.close())
 
 
 async def _read(reader: asyncio.StreamReader | None) -> bytes:
@@ -398,9 +406,13 @@ async def popen(
         return Plan.from_spec(spec, argv, cwd=cwd, env=env, extras=extras)
 
     def work() -> tuple[Handle, Plan]:
-        return _start(spec, ends, prepare, on_egress, within)
+        return _start(spec, ends.stdio, prepare, on_egress, within)
 
-    process = await _begin(spec, ends, work, begin)
+    try:
+        process = await _begin(spec, work, begin)
+    except BaseException:
+        ends.close()
+        raise
     if timeout is not None:
         process.time_out_at(begin / 1e9 + timeout)
     try:
@@ -413,18 +425,14 @@ async def popen(
 
 
 async def _begin(
-    spec: Sandbox, ends: Ends, work: Callable[[], tuple[Handle, Plan]], begin: int
+    spec: Sandbox, work: Callable[[], tuple[Handle, Plan]], begin: int
 ) -> AsyncProcess:
-    """Start it and listen to it; the ends are closed if that fails."""
-    try:
-        if spec.egress is None and not spec.veth:
-            handle, plan = work()
-        else:
-            # it waits for the network: not in the loop's thread
-            handle, plan = await to_its_end(work, lambda started: started[0].close())
-    except BaseException:
-        ends.close()
-        raise
+    """Start it and listen to it."""
+    if spec.egress is None and not spec.veth:
+        handle, plan = work()
+    else:
+        # it waits for the network: not in the loop's thread
+        handle, plan = await to_its_end(work, lambda started: started[0].close())
     process = AsyncProcess(handle, plan.argv, begin)
     process.watch()
     return process
@@ -432,7 +440,7 @@ async def _begin(
 
 def _start(
     spec: Sandbox,
-    ends: Ends,
+    stdio: Stdio,
     prepare: Callable[[Enforced], Plan],
     on_egress: OnDecision | None,
     within: Group | None,
@@ -443,7 +451,7 @@ def _start(
     except BaseException:
         enforced.give_back()
         raise
-    return start(plan, ends.stdio, enforced.enforcement), plan
+    return start(plan, stdio, enforced.enforcement), plan
 
 
 async def run(
@@ -464,7 +472,7 @@ async def run(
     begin = time.monotonic_ns()
     timeout = spec.timeout if timeout is None else timeout
     untimed = spec if spec.timeout is None else spec.replace(timeout=None)
-    ends = finished_ends(input, capture)
+    flow = Flow.opened(input, capture)
 
     def prepare(enforced: Enforced) -> Plan:
         # the time is kept here, so that it counts from the call on
@@ -472,14 +480,14 @@ async def run(
         return Plan.from_spec(untimed, argv, cwd=cwd, env=env, extras=extras)
 
     def work() -> tuple[Handle, Plan]:
-        return _start(untimed, ends, prepare, on_egress, None)
+        return _start(untimed, flow.stdio, prepare, on_egress, None)
 
     try:
-        process = await _begin(untimed, ends, work, begin)
+        process = await _begin(untimed, work, begin)
         async with process:
-            out, err = await _collect(process, ends, input or b"", timeout, begin)
+            out, err = await _collect(process, flow, timeout, begin)
     finally:
-        ends.close()
+        flow.close()
     if process.timed_out:
         assert timeout is not None
         raise TimeoutExpired(timeout, *((out, err) if capture else (None, None)))
@@ -487,12 +495,12 @@ async def run(
 
 
 async def _collect(
-    process: AsyncProcess, ends: Ends, data: bytes, timeout: float | None, begin: int
+    process: AsyncProcess, flow: Flow, timeout: float | None, begin: int
 ) -> tuple[bytes, bytes]:
-    ends.close_theirs()
+    flow.started()
     if timeout is not None:
         process.time_out_at(begin / 1e9 + timeout)
-    pump = _Pump(ends, data, process.kill)
+    pump = _Pump(flow, process.kill)
     try:
         await process.wait()
     finally:
@@ -503,22 +511,17 @@ async def _collect(
 class _Pump:
     """The streams of :func:`run`, served by the core whenever the loop says that it can."""
 
-    def __init__(self, ends: Ends, data: bytes, kill: Callable[[], None]) -> None:
-        ours = ends.ours
-        self._ends = ends
+    def __init__(self, flow: Flow, kill: Callable[[], None]) -> None:
+        self._flow = flow
         self._kill = kill
         self._loop = asyncio.get_running_loop()
-        self._stdin = ours.get("stdin", -1)
-        self._outputs = ours.get("stdout", -1), ours.get("stderr", -1)
-        self._flow = Flow(self._stdin, data, self._outputs)
         self._failed: NsrunError | None = None
-        self._read = {i for i, fd in enumerate(self._outputs) if fd >= 0}
-        for i in self._read:
-            self._loop.add_reader(self._outputs[i], self._step)
-        if self._stdin >= 0:
-            os.set_blocking(self._stdin, False)
-            self._loop.add_writer(self._stdin, self._step)
-            if not data:
+        self._read = {fd for fd in flow.outputs if fd >= 0}
+        for fd in self._read:
+            self._loop.add_reader(fd, self._step)
+        if flow.stdin >= 0:
+            self._loop.add_writer(flow.stdin, self._step)
+            if not flow.feeds:
                 self._end_input()
 
     def _step(self) -> None:
@@ -532,21 +535,20 @@ class _Pump:
             return
         if told & Flow.FED:
             self._end_input()
-        for i in [i for i in self._read if not self._flow.reads(i)]:
-            self._loop.remove_reader(self._outputs[i])
-            self._read.remove(i)
+        for fd in self._read.difference(self._flow.outputs):
+            self._loop.remove_reader(fd)
+            self._read.remove(fd)
 
     def _end_input(self) -> None:
-        self._loop.remove_writer(self._stdin)
-        self._stdin = -1
-        self._ends.end_input()
+        self._loop.remove_writer(self._flow.stdin)
+        self._flow.end_input()
 
     def stop(self) -> None:
         """Let go of the streams, before they are closed."""
-        for i in self._read:
-            self._loop.remove_reader(self._outputs[i])
+        for fd in self._read:
+            self._loop.remove_reader(fd)
         self._read.clear()
-        if self._stdin >= 0:
+        if self._flow.stdin >= 0:
             self._end_input()
 
     @property

@@ -155,21 +155,27 @@ class _Inherited:
     """The caller's environment, decoded anew when it has changed."""
 
     def __init__(self) -> None:
-        self._known: tuple[dict[bytes, bytes], dict[str, str]] = {}, {}
+        self._known: tuple[dict[bytes, bytes], dict[str, str], bytes] = {}, {}, b""
 
-    def get(self) -> dict[str, str]:
-        """It, not to be changed."""
+    def get(self) -> tuple[dict[str, str], bytes]:
+        """It, not to be changed, and the same as the core takes it."""
         # what CPython keeps it in: to compare that takes a hundredth of decoding all of it
         raw = getattr(os.environ, "_data", None)
         if raw is None:
-            return dict(os.environ)
-        known, decoded = self._known
+            decoded = dict(os.environ)
+            return decoded, _block(decoded)
+        known, decoded, block = self._known
         if raw != known:
             known = dict(raw)
             decoded = {os.fsdecode(name): os.fsdecode(value) for name, value in known.items()}
-            # both at once, for other threads
-            self._known = known, decoded
-        return decoded
+            block = _block(decoded)
+            # all at once, for other threads
+            self._known = known, decoded, block
+        return decoded, block
+
+
+def _block(environment: Mapping[str, str]) -> bytes:
+    return _native.joined([f"{name}={value}" for name, value in environment.items()])
 
 
 @cache
@@ -190,7 +196,7 @@ def environment_of(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, st
             if not name or "=" in name or "\0" in name + value:
                 raise SpecError("env", f"{name!r} can't be set to {value!r}")
         return dict(env)
-    result = {} if spec.clear_env else _inherited().get().copy()
+    result = {} if spec.clear_env else _inherited().get()[0].copy()
     if spec.egress is not None:
         # late, since most sandboxes have none of it and it takes a while
         from cowork_nsrun.policy.environment import environment  # noqa: PLC0415
@@ -202,6 +208,16 @@ def environment_of(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, st
         else:
             result[name] = new
     return result
+
+
+def environment_block(spec: Sandbox, env: Mapping[str, str] | None) -> bytes:
+    """The same as the core takes it.
+
+    Raises:
+        SpecError: a variable that can't be.
+    """
+    as_it_is = env is None and spec.egress is None and not spec.clear_env and not spec.environment
+    return _inherited().get()[1] if as_it_is else _block(environment_of(spec, env))
 
 
 def compile_op(operation: Operation) -> Op:  # noqa: PLR0911 - one return a kind is the clearest

@@ -129,7 +129,8 @@ class Handle:
         # by one thread more than once: a signal handler or a finalizer may come at any point.
         # It is entered itself, not by the condition, where an interrupt could keep it held.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        # of who waits for another thread's poll; few sandboxes have such
+        self._changed: threading.Condition | None = None
         self._pollers: dict[object, int] = {}
         self._outcome = _Outcome()
         self._started = False
@@ -242,7 +243,8 @@ class Handle:
             if not self.ended or self._pollers or self._outcome.gone:
                 return
             self._finish()
-            self._changed.notify_all()
+            if self._changed is not None:
+                self._changed.notify_all()
 
     @property
     def goes_at_once(self) -> bool:
@@ -339,6 +341,7 @@ class Handle:
                     # this is a signal handler's call: whom it came in between will finish
                     return True
                 else:
+                    self._changed = self._changed or threading.Condition(self._lock)
                     self._changed.wait(seconds_left(deadline))
                     if deadline is not None and time.monotonic() >= deadline:
                         return self._outcome.gone

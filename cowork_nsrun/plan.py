@@ -33,6 +33,11 @@ class Extras:
     rlimits: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[Number, int] = field(default_factory=dict)
 
+    @property
+    def beside_flags(self) -> bool:
+        """There is something else."""
+        return bool(self.cgroups or self.rlimits or self.numbers)
+
     def apply(self, native: _native.Plan) -> None:
         """Put it into a plan."""
         if self.flags:
@@ -62,11 +67,13 @@ class Plan:
         argv: Sequence[str] | None = None,
         *,
         backend: str = "auto",
+        on_host: bool | None = None,
     ) -> None:
         self._native = native
         self._argv = None if argv is None else tuple(argv)
         self.warnings = tuple(warnings)
         self.backend = backend
+        self._on_host = on_host
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Plan:
@@ -108,20 +115,18 @@ class Plan:
 
         words = compiling.checked_argv(argv)
         try:
-            native = _native.Plan(compiling.template(spec))
+            template = compiling.template(spec)
         except NsrunError as error:
             if isinstance(error, SpecError) or not spec.on_host:
                 raise
             raise SpecError("Sandbox", error.text) from None
-        native.clear(Words.ARGV)
-        native.add_words(Words.ARGV, words)
-        environment = compiling.environment_of(spec, env).items()
-        native.add_words(Words.ENV, [f"{name}={value}" for name, value in environment])
-        if cwd is not None:
-            native.set_string(String.CHDIR, compiling.checked_cwd(cwd))
-        extras.apply(native)
-        native.check()
-        return cls(native, argv=words, backend=spec.backend)
+        environment = compiling.environment_block(spec, env)
+        start_in = None if cwd is None else compiling.checked_cwd(cwd)
+        native = template.for_command(words, environment, start_in, extras.flags)
+        if extras.beside_flags:
+            extras.apply(native)
+            native.check()
+        return cls(native, argv=words, backend=spec.backend, on_host=spec.on_host)
 
     @classmethod
     def for_parked(
@@ -227,6 +232,13 @@ class Plan:
     def flags(self) -> PlanFlag:
         """The plan's switches."""
         return PlanFlag(self._native.number(Number.FLAGS))
+
+    @property
+    def on_host(self) -> bool:
+        """It has no namespaces."""
+        if self._on_host is None:
+            self._on_host = bool(self.flags & PlanFlag.ON_HOST)
+        return self._on_host
 
     @property
     def unshare(self) -> frozenset[Namespace]:

@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
-from cowork_nsrun._native import PlanFlag
+from cowork_nsrun._native import Flow, PlanFlag
 from cowork_nsrun.by_keeper import Keeper
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.enforce import enforce
 from cowork_nsrun.errors import NsrunError, SpecError
-from cowork_nsrun.handle import Handle, start
+from cowork_nsrun.handle import Handle, Stdio, start
 from cowork_nsrun.plan import Extras, Plan
-from cowork_nsrun.process import Argv, Process, Result, finish, finished_ends, popen, run
+from cowork_nsrun.process import Argv, Process, Result, as_data, finish, popen, run
 from cowork_nsrun.spec import BindFd, Overlay, ReadOnlyOverlay, Sandbox, TmpOverlay
 from cowork_nsrun.streams import Ends, Stream
 
@@ -193,7 +193,7 @@ class _Store:
         if self._closed:
             raise NsrunError("the pool is closed")
 
-    def hand(self, command: Plan, ends: Ends, timeout: float | None) -> Handle | None:
+    def hand(self, command: Plan, stdio: Stdio, timeout: float | None) -> Handle | None:
         """A sandbox that has got the command; None if none was ready, or it is too large."""
         while True:
             with self._lock:
@@ -203,7 +203,7 @@ class _Store:
                 self.count("fresh")
                 return None
             try:
-                if parked.handle.hand(command, ends.stdio, timeout):
+                if parked.handle.hand(command, stdio, timeout):
                     self.count("handed")
                     return parked.handle
             except NsrunError as error:
@@ -365,7 +365,7 @@ class Pool(Closing):
         ends = Ends(stdin, stdout, stderr, pty)
         try:
             can_time = self.spec.ends_all
-            handle = self._store.hand(command, ends, timeout if can_time else None)
+            handle = self._store.hand(command, ends.stdio, timeout if can_time else None)
             if handle is not None:
                 try:
                     handle.wait_started()
@@ -441,20 +441,18 @@ class Pool(Closing):
         self._store.check()
         timeout = self.spec.timeout if timeout is None else timeout
         command = Plan.for_parked(self.spec, argv, cwd=cwd, env=env)
-        ends = finished_ends(input, capture)
+        flow = Flow.opened(as_data(input), capture)
         try:
-            handle = self._store.hand(command, ends, None)
+            handle = self._store.hand(command, flow.stdio, None)
         except BaseException:
-            ends.close()
+            flow.close()
             raise
         if handle is not None:
             try:
-                return finish(
-                    handle, command, ends, input=input, timeout=timeout, text=text, begin=begin
-                )
+                return finish(handle, command, flow, timeout=timeout, text=text, begin=begin)
             finally:
                 self._store.refill()
-        ends.close()
+        flow.close()
         self._store.refill()
         options: dict[str, Any] = {"text": text}
         return run(

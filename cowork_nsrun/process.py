@@ -14,14 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, overload
 
-from cowork_nsrun._native import Number, PlanFlag
+from cowork_nsrun._native import Flow, Number, PlanFlag
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
 from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, SIGNALS, Ending, Handle, Usage, start
 from cowork_nsrun.plan import Extras, Plan, milliseconds
 from cowork_nsrun.spec import Sandbox
-from cowork_nsrun.streams import PIPE, Ends, Ours, OutOfTime, Pump, Stream, Terminal
+from cowork_nsrun.streams import Ends, Ours, OutOfTime, Pump, Stream, Terminal
 
 if TYPE_CHECKING:
     from cowork_nsrun.policy import EgressThread
@@ -273,7 +273,7 @@ class Process(Closing, Generic[Output]):
             NsrunError: its microVM died.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        data = input.encode() if isinstance(input, str) else input
+        data = as_data(input)
         with self._streams:
             self._talking = True
             try:
@@ -306,7 +306,8 @@ class Process(Closing, Generic[Output]):
             os.set_blocking(fd, False)
         in_time = True
         try:
-            pump = Pump(data or b"", numbers[0], (numbers[1], numbers[2]), self._end_input)
+            flow = Flow(numbers[0], data or b"", (numbers[1], numbers[2]))
+            pump = Pump(flow, self._end_input)
             try:
                 pump.run(self._handle, _earlier(until, self._deadline))
             except OutOfTime:
@@ -589,7 +590,7 @@ def run(
     """
     begin = time.monotonic_ns()
     timeout = spec.timeout if timeout is None else timeout
-    ends = finished_ends(input, capture)
+    flow = Flow.opened(as_data(input), capture)
     try:
         enforced = enforce(spec, on_egress)
         try:
@@ -600,11 +601,11 @@ def run(
         except BaseException:
             enforced.give_back()
             raise
-        handle = start(plan, ends.stdio, enforced.enforcement)
+        handle = start(plan, flow.stdio, enforced.enforcement)
     except BaseException:
-        ends.close()
+        flow.close()
         raise
-    return finish(handle, plan, ends, input=input, timeout=timeout, text=text, begin=begin)
+    return finish(handle, plan, flow, timeout=timeout, text=text, begin=begin)
 
 
 @overload
@@ -638,49 +639,36 @@ def run_plan(
     Descriptors that the plan speaks of stay the caller's to close.
     """
     begin = time.monotonic_ns()
-    ends = finished_ends(input, capture)
+    flow = Flow.opened(as_data(input), capture)
     enforced = Enforced()
     try:
         plan = plan.with_extras(extras_for(enforced, None, None, False, False))
-        handle = start(plan, ends.stdio, enforced.enforcement)
+        handle = start(plan, flow.stdio, enforced.enforcement)
     except BaseException:
-        ends.close()
+        flow.close()
         raise
-    return finish(handle, plan, ends, input=input, timeout=timeout, text=text, begin=begin)
+    return finish(handle, plan, flow, timeout=timeout, text=text, begin=begin)
 
 
-def finished_ends(input: bytes | str | None, capture: bool) -> Ends:
-    """The streams of a command that is run to its end."""
-    output = PIPE if capture else None
-    return Ends(None if input is None else PIPE, output, output, pty=False)
+def as_data(input: bytes | str | None) -> bytes | None:
+    """Input as it is written."""
+    return input.encode() if isinstance(input, str) else input
 
 
 def finish(
-    handle: Handle,
-    plan: Plan,
-    ends: Ends,
-    *,
-    input: bytes | str | None,
-    timeout: float | None,
-    text: bool,
-    begin: int,
+    handle: Handle, plan: Plan, flow: Flow, *, timeout: float | None, text: bool, begin: int
 ) -> Result[bytes] | Result[str]:
     """Run to the end; when this returns or raises, nothing is left of the sandbox."""
-    ours = ends.ours
-    data = input.encode() if isinstance(input, str) else input or b""
+    captures = flow.outputs != (-1, -1)
     try:
-        ends.close_theirs()
-        if "stdin" in ours:
-            os.set_blocking(ours["stdin"], False)
-        outputs = ours.get("stdout", -1), ours.get("stderr", -1)
-        pump = Pump(data, ours.get("stdin", -1), outputs, ends.end_input)
+        pump = Pump(flow, flow.end_input)
         try:
             pump.run(handle, None if timeout is None else begin / 1e9 + timeout)
         except OutOfTime:
             assert timeout is not None
             handle.time_out()
             pump.run(handle, None)
-            out, err = pump.output if "stdout" in ours else (None, None)
+            out, err = pump.output if captures else (None, None)
             raise TimeoutExpired(timeout, out, err) from None
         total_ns = time.monotonic_ns() - begin
         handle.check()
@@ -693,7 +681,7 @@ def finish(
         try:
             handle.close()
         finally:
-            ends.close()
+            flow.close()
 
 
 def _as_texts(output: tuple[bytes, bytes]) -> tuple[str, str]:

@@ -123,7 +123,7 @@ def begin(
         # for what it says if something is missing
         _choice(plan)
         return _by_machine(plan, stdio, in_guest, keeper)
-    if plan.flags & _native.PlanFlag.ON_HOST:
+    if plan.on_host:
         return _by_program(plan, stdio)
     choice = _choice(plan)
     if choice is None or choice.runner is Runner.PROCESS:
@@ -168,8 +168,7 @@ def _in_process(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child,
 def _by_program(plan: Plan, stdio: tuple[int, int, int]) -> tuple[_native.Child, str]:
     child = _native.Child()
     child.start_program(plan.native, find_program(), stdio)
-    on_host = plan.flags & _native.PlanFlag.ON_HOST
-    return child, plan.native.describe_host() if on_host else BY_PROGRAM
+    return child, plan.native.describe_host() if plan.on_host else BY_PROGRAM
 
 
 def _by(

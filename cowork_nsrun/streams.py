@@ -10,7 +10,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
@@ -80,16 +80,6 @@ class Fds:
 
     def __del__(self) -> None:
         self.close_all()
-
-    def close(self, fd: int) -> None:
-        """Close one of them."""
-        self._open.remove(fd)
-        os.close(fd)
-
-    def close_all_but(self, kept: Iterable[int]) -> None:
-        """Close the others."""
-        for fd in self._open.difference(kept):
-            self.close(fd)
 
     def close_all(self) -> None:
         """Close what was not given up."""
@@ -248,14 +238,6 @@ class Ends:
             return Terminal(self._fds.give_up(self.ours[name]))
         return io.FileIO(self._fds.give_up(self.ours[name]), MODES[name])
 
-    def end_input(self) -> None:
-        """Close our end of the command's standard input."""
-        self._fds.close(self.ours.pop("stdin"))
-
-    def close_theirs(self) -> None:
-        """The command has its own copies now; ours stay open until :meth:`close`."""
-        self._fds.close_all_but(self.ours.values())
-
     def close(self) -> None:
         """All of them."""
         self._fds.close_all()
@@ -293,18 +275,14 @@ class Pump:
     """Feeds a command and collects what it says, until it ends; nothing in it blocks.
 
     Arguments:
-        data: for its standard input.
-        stdin: our end to write ``data`` to, which does not block; -1: none.
-        outputs: our ends to read; -1: none.
+        flow: its streams.
         end_input: is called once no more is to be written.
     """
 
-    def __init__(
-        self, data: bytes, stdin: int, outputs: tuple[int, int], end_input: Callable[[], None]
-    ) -> None:
+    def __init__(self, flow: Flow, end_input: Callable[[], None]) -> None:
         self._end_input = end_input
-        self._flow = Flow(stdin, data, outputs)
-        if stdin >= 0 and not data:
+        self._flow = flow
+        if flow.stdin >= 0 and not flow.feeds:
             end_input()
 
     @property

@@ -2,8 +2,8 @@
 
 That takes the kernel a while, and nothing of the user's runs there any more, so nobody
 need wait for it.  What is left of such a sandbox in this process, an ended child and some
-descriptors, is given back by the next start of another, or by a thread that lives no
-longer than there is something to do.
+descriptors, is given back by one of the next starts, a few at a time, or by a thread that
+lives no longer than there is something to do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import cache
 
 from cowork_nsrun import _native
 
+BATCH = 4
 PATIENCE = 0.05
 IDLE = 2.0
 
@@ -49,8 +50,8 @@ class Teardown:
                     child.close()
 
     def sweep(self) -> None:
-        """Give back what has ended by now, the oldest first."""
-        if not self._ending:
+        """Give back what has ended by now, the oldest first, once there are a few."""
+        if len(self._ending) < BATCH:
             return
         with self._lock:
             while self._ending and self._ending[0].try_close():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -190,12 +189,52 @@ def nsr_py_warn(arg: Any, text: Any) -> None:
     ffi.from_handle(arg).append(_str(text))
 
 
+def joined(words: Sequence[str]) -> bytes:
+    """Many words as the core takes them at once: each with a NUL byte behind it.
+
+    Raises:
+        NsrunError: there is one in a word.
+    """
+    text = "".join([f"{word}\0" for word in words])
+    if text.count("\0") != len(words):
+        raise NsrunError("a NUL byte in a word", errno=errno.EINVAL)
+    return os.fsencode(text)
+
+
 class Plan:
     """``struct nsr_plan``, freed with this object."""
 
     def __init__(self, base: Plan | None = None) -> None:
         """An empty one, or a copy of another, which must not change any more."""
-        pointer = lib.nsr_plan_new() if base is None else lib.nsr_plan_derive(base._plan)
+        self._own(lib.nsr_plan_new() if base is None else lib.nsr_plan_derive(base._plan), base)
+
+    def for_command(
+        self, argv: Sequence[str], environment: bytes, cwd: str | None, flags: int
+    ) -> Plan:
+        """A copy with a command; this one must not change any more.
+
+        Arguments:
+            argv: the command.
+            environment: what is added, as :func:`joined` makes it.
+            cwd: directory inside to start in, instead of this one's.
+            flags: switches to add.
+
+        Raises:
+            NsrunError: it asks for what no plan may ask for.
+        """
+        words = joined(argv) + environment
+        path = ffi.NULL if cwd is None else _raw(cwd)
+        diag = ffi.new("struct nsr_diag *")
+        pointer = lib.nsr_plan_for_command(
+            self._plan, words, len(words), len(argv), path, flags, diag
+        )
+        if pointer == ffi.NULL:
+            raise _error(diag)
+        made = Plan.__new__(Plan)
+        made._own(pointer, self)
+        return made
+
+    def _own(self, pointer: Any, base: Plan | None) -> None:
         if pointer == ffi.NULL:
             raise MemoryError
         self._plan: Any = ffi.gc(pointer, lib.nsr_plan_free)
@@ -257,10 +296,7 @@ class Plan:
 
     def add_words(self, which: Words, values: Sequence[str]) -> None:
         """Add many at once."""
-        text = "".join([f"{value}\0" for value in values])
-        if text.count("\0") != len(values):
-            raise NsrunError("a NUL byte in a word", errno=errno.EINVAL)
-        raw = os.fsencode(text)
+        raw = joined(values)
         _check(lib.nsr_plan_add_words(self._plan, which, raw, len(raw)))
 
     def clear(self, which: Words) -> None:
@@ -494,7 +530,11 @@ class Child:
 
     def try_close(self) -> bool:
         """Close it if that takes no time; else nothing is done, and False returned."""
-        return bool(lib.nsr_child_try_close(self._child))
+        if not lib.nsr_child_try_close(self._child):
+            return False
+        # nothing is left to do for the finalizer
+        ffi.gc(self._closes, None)
+        return True
 
     def forget(self) -> None:
         """For a forked copy of the process that started it: free, and kill nothing."""
@@ -513,16 +553,73 @@ class Flow:
 
     FED: int = lib.NSR_FLOW_FED
 
-    def __init__(self, stdin: int, data: bytes, outputs: Sequence[int]) -> None:
+    def __init__(
+        self, stdin: int = -1, data: bytes = b"", outputs: Sequence[int] = (-1, -1)
+    ) -> None:
         # held apart, as the memory of a child is
         self._flow = ffi.new("struct nsr_flow *")
         self._frees = ffi.gc(self._flow, lib.nsr_flow_free)
         flow = self._flow
         flow.out[0].fd, flow.out[1].fd = outputs
         flow.to = stdin
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
         if data:
             self._data = ffi.from_buffer("uint8_t[]", data)
-            flow.data, flow.left = self._data, len(data)
+            self._flow.data, self._flow.left = self._data, len(data)
+
+    @classmethod
+    def opened(cls, data: bytes | None, capture: bool) -> Flow:
+        """That of a command that is to be started with :attr:`stdio`, with pipes of its own.
+
+        Arguments:
+            data: for its standard input; None gives it the caller's.
+            capture: collect its output; else it goes where the caller's goes.
+
+        Raises:
+            OSError: there are no pipes to be had.
+        """
+        flow = cls()
+        ret = lib.nsr_flow_open(flow._flow, data is not None, capture)
+        if ret:
+            raise OSError(-ret, os.strerror(-ret))
+        flow._feed(data or b"")
+        return flow
+
+    @property
+    def stdio(self) -> tuple[int, int, int]:
+        """What becomes 0, 1 and 2 inside."""
+        stdio = self._flow.stdio
+        return stdio[0], stdio[1], stdio[2]
+
+    @property
+    def stdin(self) -> int:
+        """Our end to write to; -1: none, or it is closed."""
+        return int(self._flow.to)
+
+    @property
+    def outputs(self) -> tuple[int, int]:
+        """Our ends to read; -1: none, or it is at its end."""
+        out = self._flow.out
+        return out[0].fd, out[1].fd
+
+    @property
+    def feeds(self) -> bool:
+        """Something is still to be written."""
+        return bool(self._flow.left)
+
+    def started(self) -> None:
+        """Close the input that the command has a copy of; :meth:`serve` does that as well."""
+        lib.nsr_flow_started(self._flow)
+
+    def end_input(self) -> None:
+        """Close our end of the command's standard input."""
+        lib.nsr_flow_end_input(self._flow)
+
+    def close(self) -> None:
+        """Close all that :meth:`opened` has opened and forget the output; may be called again."""
+        ffi.release(self._frees)
 
     def serve(self, watch: int, deadline: float | None) -> int:
         """Feed and collect; :attr:`FED` is among the result once no more is to be written.
@@ -536,9 +633,7 @@ class Flow:
         Raises:
             NsrunError: a stream can't be read or written, or memory is short.
         """
-        # a signal that came before the call would not end it: Python's handlers have their turn
-        soon = time.monotonic() + 0.05
-        until = max(1, int((soon if deadline is None else min(soon, deadline)) * 1e9))
+        until = 0 if deadline is None else max(1, int(deadline * 1e9))
         ret = int(lib.nsr_flow_serve(self._flow, watch, until))
         if ret < 0:
             _check(ret)
@@ -555,17 +650,14 @@ class Flow:
             _check(ret)
         return ret
 
-    def reads(self, i: int) -> bool:
-        """Whether one of ``outputs`` is not at its end yet."""
-        return bool(self._flow.out[i].fd >= 0)
-
     def drain(self) -> None:
         """Take what is there.
 
         Raises:
             NsrunError: as for :meth:`serve`.
         """
-        _check(lib.nsr_flow_drain(self._flow))
+        if self.outputs != (-1, -1):
+            _check(lib.nsr_flow_drain(self._flow))
 
     def output(self, i: int) -> bytes:
         """What was collected from one of ``outputs``."""

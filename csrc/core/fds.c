@@ -103,7 +103,15 @@ static int lift_both(int fds[2])
 	return -EMFILE;
 }
 
-/* pipe2(2), close-on-exec, packet by packet, never 0, 1 or 2. */
+/* pipe2(2), close-on-exec, never 0, 1 or 2. */
+int nsr_stream(int fds[2])
+{
+	if (pipe2(fds, O_CLOEXEC))
+		return -errno;
+	return lift_both(fds);
+}
+
+/* The same packet by packet. */
 int nsr_pipe(int fds[2])
 {
 	if (pipe2(fds, O_CLOEXEC | O_DIRECT))
@@ -111,15 +119,20 @@ int nsr_pipe(int fds[2])
 	return lift_both(fds);
 }
 
-/* The same as sockets; what is read from the first one says who sent it. */
+/* The same as sockets. */
 int nsr_packets(int fds[2])
 {
-	const int on = 1;
-	int ret;
-
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds))
 		return -errno;
-	ret = lift_both(fds);
+	return lift_both(fds);
+}
+
+/* The same; what is read from the first one says who sent it. */
+int nsr_record_packets(int fds[2])
+{
+	const int on = 1;
+	int ret = nsr_packets(fds);
+
 	if (!ret && setsockopt(fds[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on))) {
 		ret = -errno;
 		close(fds[0]);

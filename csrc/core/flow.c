@@ -1,18 +1,108 @@
 /* SPDX-License-Identifier: MIT */
-/* flow.c - feed a command and collect what it says, while another fd is watched. */
+/* flow.c - the streams of a command: feed it and collect what it says, while its end is watched. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "nsrun.h"
+#include "spawn.h"
 
 enum {
 	CHUNK = 1 << 16,            /* what a pipe holds by default: pipe(7) */
 	MOST_AT_ONCE = 1 << 20,
 	OUTPUTS = 2,
+	STREAMS = OUTPUTS + 1,
+	INPUT = 1 << 0,
+	ALL = (1 << STREAMS) - 1,
+	SLICE_NS = 50 * 1000 * 1000,
 };
+
+/* --- opened and closed ------------------------------------------------------------------- */
+
+static int open_pipe(struct nsr_flow *flow, int i)
+{
+	int ends[2];
+	int ret = nsr_stream(ends);
+
+	if (ret)
+		return ret;
+	/* the command reads from the first one, and writes to the others */
+	flow->stdio[i] = ends[i ? 1 : 0];
+	flow->ours[i] = ends[i ? 0 : 1];
+	flow->theirs |= 1u << i;
+	flow->held |= 1u << i;
+	return i || !fcntl(flow->ours[i], F_SETFL, O_NONBLOCK) ? 0 : -errno;
+}
+
+static int pass_on(struct nsr_flow *flow, int i)
+{
+	if (fcntl(i, F_GETFD) >= 0) {
+		flow->stdio[i] = i;
+		return 0;
+	}
+	flow->stdio[i] = nsr_lift(open("/dev/null", O_RDWR | O_CLOEXEC));
+	if (flow->stdio[i] < 0)
+		return -errno;
+	flow->theirs |= 1u << i;
+	return 0;
+}
+
+/* Those of which that are open. */
+static void close_each(const int *fds, unsigned int *open, unsigned int which)
+{
+	which &= *open;
+	for (int i = 0; i < STREAMS; i++)
+		if (which & 1u << i)
+			close(fds[i]);
+	*open &= ~which;
+}
+
+static void close_all(struct nsr_flow *flow)
+{
+	close_each(flow->stdio, &flow->theirs, ALL);
+	close_each(flow->ours, &flow->held, ALL);
+}
+
+int nsr_flow_open(struct nsr_flow *flow, int input, int output)
+{
+	int saved_errno = errno;
+	int ret = 0;
+
+	for (int i = 0; !ret && i < STREAMS; i++)
+		ret = (i ? output : input) ? open_pipe(flow, i) : pass_on(flow, i);
+	if (ret)
+		close_all(flow);
+	flow->to = flow->held & INPUT ? flow->ours[0] : -1;
+	for (int i = 1; i < STREAMS; i++)
+		flow->out[i - 1].fd = flow->held & 1u << i ? flow->ours[i] : -1;
+	errno = saved_errno;
+	return ret;
+}
+
+/*
+ * Only the end of the command is waited for.  So the ends that it writes to stay open here
+ * as well: the end of its output, which comes a moment before, would wake us for nothing.
+ */
+void nsr_flow_started(struct nsr_flow *flow)
+{
+	int saved_errno = errno;
+
+	close_each(flow->stdio, &flow->theirs, INPUT);
+	errno = saved_errno;
+}
+
+void nsr_flow_end_input(struct nsr_flow *flow)
+{
+	int saved_errno = errno;
+
+	flow->to = -1;
+	close_each(flow->ours, &flow->held, INPUT);
+	errno = saved_errno;
+}
+
+/* --- served ------------------------------------------------------------------------------ */
 
 struct ends {
 	struct pollfd fds[OUTPUTS + 2];
@@ -28,13 +118,18 @@ static struct pollfd *add(struct ends *ends, int fd, short events)
 	return &ends->fds[ends->n++];
 }
 
+static void list_outputs(struct ends *ends, const struct nsr_flow *flow)
+{
+	for (int i = 0; i < OUTPUTS; i++)
+		if (flow->out[i].fd >= 0)
+			ends->out[i] = add(ends, flow->out[i].fd, POLLIN);
+}
+
 static void list_ends(struct ends *ends, const struct nsr_flow *flow, int watch)
 {
 	if (flow->to >= 0 && flow->left)
 		ends->in = add(ends, flow->to, POLLOUT);
-	for (int i = 0; i < OUTPUTS; i++)
-		if (flow->out[i].fd >= 0)
-			ends->out[i] = add(ends, flow->out[i].fd, POLLIN);
+	list_outputs(ends, flow);
 	if (watch >= 0)
 		ends->watch = add(ends, watch, POLLIN);
 }
@@ -63,12 +158,15 @@ static ssize_t collect(struct nsr_output *out)
 	if (room_for(out))
 		return -ENOMEM;
 	room = out->room - out->len;
-	n = read(out->fd, out->bytes + out->len, room < MOST_AT_ONCE ? room : MOST_AT_ONCE);
+	/* there is something: a signal does not make it wait */
+	do
+		n = read(out->fd, out->bytes + out->len, room < MOST_AT_ONCE ? room : MOST_AT_ONCE);
+	while (n < 0 && errno == EINTR);
 	if (n > 0) {
 		out->len += (uint64_t)n;
 		return n;
 	}
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+	if (n < 0 && errno == EAGAIN)
 		return 0;
 	out->fd = -1;
 	/* EIO: a terminal's end of file */
@@ -121,35 +219,34 @@ static int serve_ends(struct nsr_flow *flow, const struct ends *ends, int *moved
 	return told;
 }
 
-/* The time until then; 0: it is over. */
-static int time_until(int64_t deadline_ns, struct timespec *left)
+static int64_t now(void)
 {
-	const int64_t second = 1000000000;
-	struct timespec now;
-	int64_t ns;
+	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	ns = deadline_ns - (int64_t)now.tv_sec * second - now.tv_nsec;
-	left->tv_sec = ns / second;
-	left->tv_nsec = ns % second;
-	return ns > 0;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
 int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 {
+	/* a signal that came before the call does not end it: the caller has a turn for that */
+	int64_t until = now() + SLICE_NS;
 	int saved_errno = errno;
 	int moved = 0, ret = 0;
 
+	nsr_flow_started(flow);
+	if (deadline_ns && deadline_ns < until)
+		until = deadline_ns;
 	/* the ends of streams come before that of the command: nothing to tell by themselves */
 	while (!ret && !moved) {
+		struct timespec left = { .tv_nsec = until - now() };
 		struct ends ends = { .n = 0 };
-		struct timespec left;
 		int n;
 
-		if (deadline_ns && !time_until(deadline_ns, &left))
+		if (left.tv_nsec <= 0)
 			break;
 		list_ends(&ends, flow, watch);
-		n = ppoll(ends.fds, ends.n, deadline_ns ? &left : NULL, NULL);
+		n = ppoll(ends.fds, ends.n, &left, NULL);
 		if (n < 0 && errno != EINTR)
 			ret = -errno;
 		if (n <= 0)
@@ -176,17 +273,18 @@ int nsr_flow_step(struct nsr_flow *flow)
 int nsr_flow_drain(struct nsr_flow *flow)
 {
 	int saved_errno = errno;
-	ssize_t n = 0;
+	int moved = 1, ret = 0;
 
-	for (int i = 0; i < OUTPUTS; i++) {
-		struct nsr_output *out = &flow->out[i];
-		struct pollfd end = { .fd = out->fd, .events = POLLIN };
+	while (!ret && moved) {
+		struct ends ends = { .n = 0 };
 
-		while (n >= 0 && out->fd >= 0 && poll(&end, 1, 0) == 1 && end.revents & POLLIN)
-			n = collect(out);
+		moved = 0;
+		list_outputs(&ends, flow);
+		if (poll(ends.fds, ends.n, 0) > 0)
+			ret = serve_ends(flow, &ends, &moved);
 	}
 	errno = saved_errno;
-	return n < 0 ? (int)n : 0;
+	return ret;
 }
 
 void nsr_flow_free(struct nsr_flow *flow)
@@ -195,4 +293,6 @@ void nsr_flow_free(struct nsr_flow *flow)
 		free(flow->out[i].bytes);
 		flow->out[i] = (struct nsr_output){ .fd = -1 };
 	}
+	close_all(flow);
+	flow->to = -1;
 }

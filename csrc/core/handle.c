@@ -7,7 +7,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -41,7 +40,7 @@ void nsr_child_free(struct nsr_ctx *ctx)
 		if (ends[i] >= 0)
 			close(ends[i]);
 	nsr_arena_free(&ctx->own_arena);
-	munmap(ctx->cold, sizeof(struct nsr_shared));
+	nsr_shared_free(ctx);
 }
 
 /* The kernel counts what a process shared before its exec: what is below that says nothing. */

@@ -386,7 +386,7 @@ static int open_status(struct nsr_ctx *ctx, struct nsr_diag *diag)
 {
 	int status[2];
 	int ret = ctx->plan->number[NSR_REPORT_FD] == -1 ? nsr_pipe(status) :
-							   nsr_packets(status);
+							   nsr_record_packets(status);
 
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't make a pipe");

@@ -29,7 +29,7 @@ static int open_channels(struct nsr_ctx *ctx, struct nsr_diag *diag)
 	int status[2], go[2], ret;
 
 	/* a socket says who sent a record, and whoever reads the report wants to know */
-	ret = n[NSR_REPORT_FD] == -1 ? nsr_pipe(status) : nsr_packets(status);
+	ret = n[NSR_REPORT_FD] == -1 ? nsr_pipe(status) : nsr_record_packets(status);
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't make a pipe");
 	ctx->status_r = status[0];

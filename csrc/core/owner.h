@@ -20,12 +20,15 @@ enum nsr_owner_flag {
 	NSR_OWNER_SIGNALS = 2,      /* a byte is a signal for everybody inside */
 };
 
-/* A signal handler has no other way to know. */
+/*
+ * A signal handler has no other way to know.  Set before there is a handler, and all zero
+ * till then: the program that has no other data is started without a page of it to copy.
+ */
 static struct {
 	int fd;                     /* -1: nobody */
 	int flags;
 	int status_fd;              /* where the end of the time is told; -1: nowhere */
-} nsr_owner = { .fd = -1, .status_fd = -1 };
+} nsr_owner;
 
 /* What the owner sends: a signal, or a new deadline. */
 union nsr_order {

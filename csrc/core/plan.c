@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "diag.h"
 #include "plan.h"
 #include "sys.h"
 
@@ -116,19 +117,24 @@ int nsr_plan_add_word(struct nsr_plan *plan, enum nsr_list which, const char *va
 	return copy ? nsr_plan_keep_word(plan, which, copy) : -ENOMEM;
 }
 
+/* Words in a row, the first so many of them; returns where they end, or NULL. */
+static const char *keep_words(struct nsr_plan *plan, enum nsr_list which, const char *at,
+			      const char *end, uint32_t most)
+{
+	for (; at < end && most; at += strlen(at) + 1, most--)
+		if (nsr_plan_keep_word(plan, which, at))
+			return NULL;
+	return at;
+}
+
 int nsr_plan_add_words(struct nsr_plan *plan, enum nsr_list which, const char *data, uint64_t len)
 {
-	const char *at, *end;
+	const char *at;
 
 	if ((unsigned int)which >= NSR_LIST_END || (len && data[len - 1]))
 		return -EINVAL;
 	at = nsr_arena_copy(&plan->arena, data, len);
-	if (!at)
-		return -ENOMEM;
-	for (end = at + len; at < end; at += strlen(at) + 1)
-		if (nsr_plan_keep_word(plan, which, at))
-			return -ENOMEM;
-	return 0;
+	return at && keep_words(plan, which, at, at + len, UINT32_MAX) ? 0 : -ENOMEM;
 }
 
 int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which)
@@ -138,6 +144,41 @@ int nsr_plan_clear(struct nsr_plan *plan, enum nsr_list which)
 	/* the array may be another plan's: nsr_plan_derive */
 	plan->list[which] = (struct nsr_words){ .v = NULL };
 	return 0;
+}
+
+static int take_command(struct nsr_plan *plan, const char *words, uint64_t len, uint32_t n_argv)
+{
+	const char *at = nsr_arena_copy(&plan->arena, words, len);
+	const char *env;
+
+	if (!at)
+		return -ENOMEM;
+	nsr_plan_clear(plan, NSR_ARGV);
+	env = keep_words(plan, NSR_ARGV, at, at + len, n_argv);
+	return env && keep_words(plan, NSR_ENV, env, at + len, UINT32_MAX) ? 0 : -ENOMEM;
+}
+
+struct nsr_plan *nsr_plan_for_command(const struct nsr_plan *base, const char *words, uint64_t len,
+				      uint32_t n_argv, const char *dir, int64_t flags,
+				      struct nsr_diag *diag)
+{
+	struct nsr_plan *plan;
+
+	if (len && words[len - 1]) {
+		nsr_diag_errno(diag, EINVAL, "The command's last word has no end");
+		return NULL;
+	}
+	plan = nsr_plan_derive(base);
+	if (!plan || take_command(plan, words, len, n_argv) ||
+	    (dir && nsr_plan_set_string(plan, NSR_CHDIR, dir))) {
+		nsr_diag_errno(diag, ENOMEM, "Out of memory");
+	} else {
+		plan->number[NSR_FLAGS] |= flags;
+		if (!nsr_plan_check(plan, diag))
+			return plan;
+	}
+	nsr_plan_free(plan);
+	return NULL;
 }
 
 void nsr_plan_clear_ops(struct nsr_plan *plan)

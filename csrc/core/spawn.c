@@ -184,7 +184,7 @@ static int open_park(struct nsr_ctx *ctx)
 static int open_channels(struct nsr_ctx *ctx)
 {
 	int ends[2];
-	int ret = nsr_packets(ends);
+	int ret = nsr_record_packets(ends);
 
 	if (ret)
 		return ret;
@@ -344,16 +344,12 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 
 static struct nsr_ctx *new_ctx(struct nsr_diag *diag)
 {
-	struct nsr_shared *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
-					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	struct nsr_ctx *ctx;
+	struct nsr_ctx *ctx = nsr_shared_new();
 
-	if (shared == MAP_FAILED) {
+	if (!ctx) {
 		nsr_diag_errno(diag, errno, "Can't allocate the sandbox's stacks");
 		return NULL;
 	}
-	ctx = &shared->ctx;
-	ctx->cold = &shared->cold;
 	ctx->arena = &ctx->own_arena;
 	memset(ctx->lifted, -1, sizeof(ctx->lifted));
 	return ctx;

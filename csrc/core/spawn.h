@@ -249,13 +249,15 @@ int nsr_legacy_remount(int fd, uint32_t flags);                           /* chi
 
 /* fds.c */
 int nsr_close_but(const int *keep, int n);                                /* child */
+int nsr_stream(int fds[2]);
 int nsr_pipe(int fds[2]);
 int nsr_packets(int fds[2]);
+int nsr_record_packets(int fds[2]);
 int nsr_lift(int fd);
 int nsr_write_whole(int fd, const void *data, size_t len);
 int nsr_reserve_fds(const struct nsr_plan *plan, struct nsr_diag *diag);
 int nsr_read_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT]);
-/* The same from a socket of nsr_packets, with the sender's pid. */
+/* The same from a socket of nsr_record_packets, with the sender's pid. */
 int nsr_receive_record(int fd, struct nsr_record *record, char text[NSR_RECORD_TEXT]);
 
 /* dest.c: paths below the new root; all child */

@@ -261,7 +261,7 @@ static void give_outlet(void)
 static void open_channels(void)
 {
 	int report[2], life[2];
-	int ret = nsr_packets(report);
+	int ret = nsr_record_packets(report);
 
 	if (!ret)
 		ret = nsr_packets(life);

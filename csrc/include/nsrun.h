@@ -163,6 +163,16 @@ void nsr_plan_free(struct nsr_plan *plan);
 /* A copy that has what it does not change in common with the other, which has to outlive it. */
 struct nsr_plan *nsr_plan_derive(const struct nsr_plan *base);
 
+/*
+ * The same for a command: its words, n_argv of them, and behind those what is added to its
+ * environment; each ends with a NUL byte, and so does the whole of len bytes.  dir: where to
+ * start in, NULL: as the other says.  flags: enum nsr_plan_flag, to be added.  NULL: no such
+ * plan can be, diag says why.
+ */
+struct nsr_plan *nsr_plan_for_command(const struct nsr_plan *base, const char *words, uint64_t len,
+				      uint32_t n_argv, const char *dir, int64_t flags,
+				      struct nsr_diag *diag);
+
 /* All of these copy what they are given; -ENOMEM or -EINVAL on failure. */
 int nsr_plan_set_number(struct nsr_plan *plan, enum nsr_number which, int64_t value);
 int nsr_plan_set_string(struct nsr_plan *plan, enum nsr_string which, const char *value);
@@ -299,12 +309,16 @@ struct nsr_output {
 	uint64_t room;
 };
 
-/* What goes to a command and what comes from it.  The fds stay the caller's to close. */
+/* What goes to a command and what comes from it.  Fds that are not listed stay the caller's. */
 struct nsr_flow {
 	int to;                     /* must not block; -1: none */
 	const uint8_t *data;        /* what is still to be written to it */
 	uint64_t left;
 	struct nsr_output out[2];
+	int stdio[3];               /* of nsr_flow_open: what becomes 0, 1 and 2 inside, */
+	int ours[3];                /* ... and our ends of the pipes among them */
+	unsigned int theirs;        /* bit i: stdio[i] is to be closed */
+	unsigned int held;          /* bit i: ours[i] is to be closed */
 };
 
 enum {
@@ -313,16 +327,27 @@ enum {
 };
 
 /*
+ * Open the streams of a command, for an empty flow: pipes for its input and for its output,
+ * or the caller's own, /dev/null where that is closed.  0 or -errno, and nothing is open.
+ */
+int nsr_flow_open(struct nsr_flow *flow, int input, int output);
+/* The command has its copies: from now on it is seen when it wants no more input. */
+void nsr_flow_started(struct nsr_flow *flow);
+/* All is written: the command reads an end of file. */
+void nsr_flow_end_input(struct nsr_flow *flow);
+
+/*
  * Feed and collect until something of the above is so; the result is those, or-ed.
- * 0: not yet, but something was read or written, a signal came, or the time of
- * CLOCK_MONOTONIC was reached (0: no end).  -errno.
+ * 0: not yet, but something was read or written, a signal came, the time of
+ * CLOCK_MONOTONIC was reached (0: no end), or a twentieth of a second is over.  -errno.
+ * Whoever calls this has started the command.
  */
 int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns);
 /* What can be done at once; NSR_FLOW_FED, 0 or -errno. */
 int nsr_flow_step(struct nsr_flow *flow);
 /* Take what is there; 0 or -errno. */
 int nsr_flow_drain(struct nsr_flow *flow);
-/* Free what was collected. */
+/* Free what was collected, and close what is open of its own. */
 void nsr_flow_free(struct nsr_flow *flow);
 
 /*

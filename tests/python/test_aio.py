@@ -73,6 +73,30 @@ def test_much_each_way_at_once() -> None:
     assert go(work()) == 50 * MIB
 
 
+def test_run_feeds_and_collects_much(as_user: AsUser) -> None:
+    async def work() -> tuple[bool, bool]:
+        data = bytes(range(256)) * (20 * MIB // 256)
+        result = await MINIMAL.arun(["tee", "/dev/stderr"], input=data)
+        return result.stdout == data, result.stderr == data
+
+    assert as_user(lambda: go(work())) == (True, True)
+
+
+def test_streams_that_are_closed_before_the_end(as_user: AsUser) -> None:
+    """The end of a stream is not the command's."""
+
+    async def work() -> list[tuple[int, bytes, bytes]]:
+        scripts = (
+            "echo out; echo err >&2; exec >&- 2>&-; sleep 0.2; exit 4",
+            "head -c 3; exec <&-; sleep 0.2; exit 4",
+        )
+        runs = [MINIMAL.arun(["sh", "-c", script], input=bytes(20 * MIB)) for script in scripts]
+        found = await asyncio.gather(*runs)
+        return [(result.returncode, result.stdout, result.stderr) for result in found]
+
+    assert as_user(lambda: go(work())) == [(4, b"out\n", b"err\n"), (4, bytes(3), b"")]
+
+
 def test_many_at_once(as_user: AsUser) -> None:
     """Numbers of descriptors come round quickly: nobody's reader is taken for another's."""
 

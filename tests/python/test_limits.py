@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -211,15 +211,32 @@ def test_pids_are_limited(cgroups: Cgroups, lack: Lack) -> None:
         bomb.communicate()
 
 
-def burn(cgroup: Cgroup) -> float:
-    """Processors' worth of time that two busy processes got."""
+def throttled(cgroup: Cgroup) -> int:
+    """How often its processes were kept from running: cpu.stat, of both versions."""
+    for path in cgroup.paths:
+        if (Path(path) / "cpu.max").exists() or (Path(path) / "cpu.cfs_quota_us").exists():
+            stat = dict(line.split() for line in (Path(path) / "cpu.stat").read_text().splitlines())
+            return int(stat["nr_throttled"])
+    raise AssertionError(f"no cpu.stat in {cgroup.paths}")
+
+
+@contextmanager
+def burning(cgroup: Cgroup) -> Iterator[None]:
+    """Two processes that take all the time they get."""
     busy = start(cgroup, ["sh", "-c", "(while :; do :; done) & while :; do :; done"])
-    assert soon(lambda: len(processes(cgroup)) == 2)
+    try:
+        assert soon(lambda: len(processes(cgroup)) == 2)
+        yield
+    finally:
+        cgroup.kill()
+        busy.communicate()
+
+
+def rate(cgroup: Cgroup) -> float:
+    """Processors' worth of time that it takes."""
     before, begin = cgroup.usage().cpu_ns, time.monotonic_ns()
     time.sleep(1)
     after, end = cgroup.usage().cpu_ns, time.monotonic_ns()
-    cgroup.kill()
-    busy.communicate()
     assert before is not None
     assert after is not None
     return (after - before) / (end - begin)
@@ -227,11 +244,15 @@ def burn(cgroup: Cgroup) -> float:
 
 def test_cpu_time_is_limited(cgroups: Cgroups, lack: Lack) -> None:
     need(cgroups, lack, "cpu")
-    with cgroups.open(cpu=0.1) as cgroup:
-        assert 0.02 < burn(cgroup) < 0.2
-    with cgroups.open(cpu=2) as cgroup:  # the control
-        # a busy machine may leave little to burn
-        assert any(burn(cgroup) > 0.3 for _ in range(5))
+    with cgroups.open(cpu=0.1) as cgroup, burning(cgroup):
+        # however little a busy machine leaves to it
+        while not throttled(cgroup):
+            time.sleep(0.01)
+        assert rate(cgroup) < 0.2
+    with cgroups.open(cpu=8) as cgroup, burning(cgroup):  # the control
+        while rate(cgroup) < 0.01:
+            pass
+        assert not throttled(cgroup)
 
 
 def test_usage_without_limits(cgroups: Cgroups, lack: Lack) -> None:

@@ -222,6 +222,33 @@ def test_output_of_a_process_left_behind(as_user: AsUser) -> None:
     assert result.stdout == "started\n"
 
 
+@pytest.mark.parametrize("rest", ["true", "sleep 0.2", "sleep 0.2 & sleep 0.2"])
+def test_output_that_is_closed_before_the_end(as_user: AsUser, rest: str) -> None:
+    """The end of the output is not the command's."""
+    result = as_user(lambda: sh(f"echo out; echo err >&2; exec >&- 2>&-; {rest}; exit 4"))
+    assert (result.returncode, result.stdout, result.stderr) == (4, "out\n", "err\n")
+
+
+def test_output_of_the_last_moment(as_user: AsUser) -> None:
+    """As much as a pipe holds is still in it when the command's end is told."""
+
+    def probe() -> set[tuple[int, int]]:
+        script = "head -c 60000 /dev/zero; exec head -c 60000 /dev/zero >&2"
+        ran = [run(["sh", "-c", script], Sandbox.minimal()) for _ in range(20)]
+        return {(len(result.stdout), len(result.stderr)) for result in ran}
+
+    assert as_user(probe) == {(60000, 60000)}
+
+
+def test_input_that_is_closed_before_the_end(as_user: AsUser) -> None:
+    def probe() -> Result[bytes]:
+        script = "head -c 3; exec <&-; sleep 0.2; exit 4"
+        return run(["sh", "-c", script], Sandbox.minimal(), input=bytes(MANY))
+
+    result = as_user(probe)
+    assert (result.returncode, result.stdout) == (4, bytes(3))
+
+
 def test_bytes_that_are_no_text(as_user: AsUser) -> None:
     assert as_user(lambda: sh(r"printf 'a\377b'")).stdout == "a\\xffb"
 
@@ -576,6 +603,27 @@ def test_errno_of_the_thread_is_kept(as_user: AsUser, command: str) -> None:
 
 
 # --- many at once ------------------------------------------------------------------------------
+
+
+def test_memory_is_used_again(in_child: AsUser) -> None:
+    """What each sandbox shares with us is given back, or kept for the next one."""
+
+    def size_of_memory() -> int:
+        settle()
+        return int(status_fields("VmSize")["VmSize"].split()[0])
+
+    def probe() -> int:
+        spec = Sandbox.minimal()
+        for _ in range(20):
+            run(["true"], spec)
+        before = size_of_memory()
+        for _ in range(100):
+            run(["true"], spec)
+        return size_of_memory() - before
+
+    # 100 of them would take 110 MiB; a few may be kept that were not before
+    grown = in_child(probe)
+    assert grown < 20_000, f"{grown} KiB more after 100 sandboxes"
 
 
 def test_from_many_threads_at_once(as_user: AsUser) -> None:
