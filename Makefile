@@ -28,7 +28,6 @@ run: build ## Build and test the example in a sandbox, or run CMD='...' in one
 
 # not "python -m pytest", which would import ./cowork_nsrun instead of what is installed
 test: ## Run all tests: native-test and kvm-test
-	@scripts/setup test
 	@scripts/setup kvm
 	@$(MAKE) --no-print-directory native-test kvm-test
 

@@ -67,23 +67,27 @@ def exits(pid: int) -> int:
     return sum(int(path.read_text()) for path in DEBUG.glob(f"{pid}-*/exits"))
 
 
-def counted(pid: int, work: Callable[[], None]) -> Counts:
-    """What a monitor does meanwhile; its entries into the guest are no work of its own."""
+def calls(pid: int, work: Callable[[], None]) -> int:
+    """What a monitor asks of the host meanwhile, beside entering the guest."""
     tracer = subprocess.Popen(
         ["strace", "-f", "-c", "-p", str(pid)], stderr=subprocess.PIPE, text=True
     )
     assert tracer.stderr is not None
     # one line a thread that it has got hold of, the first when it has them all
     tracer.stderr.readline()
-    before = exits(pid)
     work()
-    after = exits(pid)
     tracer.send_signal(signal.SIGINT)
     rows = [line.split() for line in tracer.stderr.read().splitlines()]
     tracer.wait()
-    calls = {row[-1]: int(row[3]) for row in rows if len(row) in (5, 6) and row[3].isdigit()}
-    total = calls.pop("total", 0) - calls.get("ioctl", 0)
-    return Counts(after - before, total)
+    found = {row[-1]: int(row[3]) for row in rows if len(row) in (5, 6) and row[3].isdigit()}
+    return found.pop("total", 0) - found.get("ioctl", 0)
+
+
+def counted(pid: int, work: Callable[[], None]) -> Counts:
+    """Both, of the same work done twice: a tracer stops the processors, which is exits as well."""
+    before = exits(pid)
+    work()
+    return Counts(exits(pid) - before, calls(pid, work))
 
 
 def ask(process: Process[str], times: int, operation: str) -> None:

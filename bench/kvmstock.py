@@ -28,9 +28,10 @@ from cowork_nsrun.guest.agent import Settings as CommandSettings
 from cowork_nsrun.guest.compile import translate
 from cowork_nsrun.guest.image import Image, prepare
 from cowork_nsrun.guest.kernel import Kernel, choose
+from cowork_nsrun.guest.machine import wait_for_agent
 from cowork_nsrun.guest.template import Template, Zygote
 from cowork_nsrun.guest.view import view_file
-from cowork_nsrun.guest.vmm import Monitor, Settings, StreamRefused, find_beside
+from cowork_nsrun.guest.vmm import Monitor, Settings, find_beside
 from cowork_nsrun.plan import Plan
 from cowork_nsrun.probe import ask_program
 from cowork_nsrun.warm import python
@@ -40,17 +41,13 @@ STOCK_MIB = 128
 MIB = 1 << 20
 #: what a program loads that is of some use
 MODULES = ("json", "decimal", "http.client", "asyncio")
+#: seconds that a guest may take to boot, emulated and on a busy machine
+PATIENCE = 900.0
 
 
 def wait_ready(monitor: Monitor) -> None:
     """Until the agent listens."""
-    while True:
-        try:
-            Agent(monitor.connect).info()
-        except StreamRefused:
-            time.sleep(0.002)
-        else:
-            return
+    wait_for_agent(monitor, PATIENCE)
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return reported(lambda: _carry_out(word, rest))
 
 
-def reported(work: Callable[[], int]) -> int:
-    """The exit status of some work, with a line for an error."""
+def reported(work: Callable[[], int], name: str = "nsrun", *, levels: bool = False) -> int:
+    """The exit status of some work, with a line for an error.
+
+    Arguments:
+        name: what the line begins with.
+        levels: before it is the line's level, as ``--level-prefix`` wants it.
+    """
+    level = "<3>" if levels else ""
     try:
         return work()
     except TimeoutExpired as error:
-        sys.stderr.write(f"nsrun: {error}\n")
+        sys.stderr.write(f"{level}{name}: {error}\n")
         return TIMED_OUT
     except NsrunError as error:
-        sys.stderr.write(f"nsrun: {error}\n")
+        sys.stderr.write(f"{level}{name}: {error}\n")
         return FAILED
     except KeyboardInterrupt:
         return 128 + 2

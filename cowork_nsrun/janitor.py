@@ -141,10 +141,13 @@ class Janitor:
 
     def abandon(self) -> None:
         """Close the descriptors, and no more: in a fork of the owner they are copies."""
-        self._socket.close()
         self.__del__()
 
     def __del__(self) -> None:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+        # kept to the owner's last moment, and not forgotten; where it failed there is none
+        ours = getattr(self, "_socket", None)
+        if ours is not None:
+            ours.close()

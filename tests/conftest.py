@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 LACKING = pytest.StashKey[Counter[str]]()
 WARNINGS = ["-std=c17", "-O2", "-static", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+
+# of a machine that does other things as well nothing is expected in time
+settings.register_profile("nsrun", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nsrun")
 
 Note = Callable[[str], None]
 Lack = Callable[[str], NoReturn]

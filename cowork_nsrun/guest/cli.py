@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from cowork_nsrun.cli import reported
 from cowork_nsrun.guest.exec import Request, execute, read_plan
 from cowork_nsrun.guest.kernel import VARIABLE, Kernel, find_kernels
 from cowork_nsrun.guest.limits import Limits
@@ -86,17 +87,16 @@ def _exec(options: argparse.Namespace) -> int:
         options.timeout,
     )
     size = Size(options.machine_memory, options.cpus)
-    return execute(
-        Request(
-            plan,
-            options.kernel,
-            size,
-            limits,
-            options.status_fd,
-            loopback=options.allow_loopback,
-            life_fd=options.life_fd,
-        )
+    request = Request(
+        plan,
+        options.kernel,
+        size,
+        limits,
+        options.status_fd,
+        loopback=options.allow_loopback,
+        life_fd=options.life_fd,
     )
+    return reported(lambda: execute(request), levels=request.levels)
 
 
 def _keep(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ keeps the plan even where the guest's kernel does not.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -121,6 +122,7 @@ class _Compiler:
         self.native = _native.Plan()
         self.native.read(plan.to_bytes())
         self.cwd = cwd
+        self.used_up: set[int] = set()
         self.tree = Tree()
         self.exports: list[_Export] = []
         self.operations: list[Op] = []
@@ -225,9 +227,10 @@ class _Compiler:
 
     def _other(self, op: Op) -> None:
         if op.dest is not None:
-            place = self.tree.resolve(op.dest)
+            is_name = op.type in {OpType.SYMLINK, OpType.DIR}
+            place = self.tree.name(op.dest) if is_name else self.tree.resolve(op.dest)
             if op.type in _DIRECTORIES:
-                self._cover(op.dest, directory=True, access=Access.HIDDEN)
+                self._cover(op, directory=True, access=Access.HIDDEN)
                 self.tree.add(Mount(place.path))
             elif op.type is OpType.SYMLINK and place.host is None:
                 assert op.source is not None
@@ -248,7 +251,7 @@ class _Compiler:
             op = replace(op, fd=-1, data=_read(op.fd, f"{option} to {dest}"))
         if op.type is OpType.BIND_DATA:
             place = self.tree.resolve(dest)
-            self._cover(dest, directory=False, access=Access.HIDDEN)
+            self._cover(op, directory=False, access=Access.HIDDEN)
             self.tree.add(Mount(place.path))
         self.operations.append(op)
 
@@ -262,12 +265,13 @@ class _Compiler:
             if source.identity not in exports:
                 exports[source.identity] = self._export(source, read_only=True)
             layers.append(exports[source.identity])
-        self._cover(op.dest, directory=True, access=Access.HIDDEN)
+        self._cover(op, directory=True, access=Access.HIDDEN)
         self.tree.add(Mount(self.tree.resolve(op.dest).path))
         self.operations.append(replace(op, layers=tuple(layers)))
 
     def _bind(self, op: Op) -> None:
         assert op.dest is not None
+        self._use_up(op)
         source = _Source.of(op)
         if source is None:
             return
@@ -277,7 +281,7 @@ class _Compiler:
         access = Access.HIDDEN
         if itself:
             access = Access.READ_ONLY if read_only else Access.WRITABLE
-        self._cover(op.dest, directory=source.is_directory, access=access)
+        self._cover(op, directory=source.is_directory, access=access)
         flags = op.flags & ~OpFlag.SOURCE_FD
         if source.is_kernels:
             self.tree.add(Mount(place.path))
@@ -289,6 +293,15 @@ class _Compiler:
         self.operations.append(replace(op, source=name, fd=-1, flags=flags))
         self.tree.add(Mount(place.path, source.path, not read_only, len(self.exports) - 1))
         self._own_kernel(source, op, place.path)
+
+    def _use_up(self, op: Op) -> None:
+        """A descriptor is the source of one bind: the core closes it."""
+        if OpFlag.SOURCE_FD not in op.flags:
+            return
+        if op.fd in self.used_up:
+            number = errno.EBADF
+            raise NsrunError(f"Can't stat fd {op.fd}: {os.strerror(number)}", errno=number)
+        self.used_up.add(op.fd)
 
     def _own_kernel(self, source: _Source, op: Op, dest: str) -> None:
         """Where the host's own /proc, /sys and /dev come with a bind of /, put the guest's."""
@@ -311,9 +324,10 @@ class _Compiler:
 
     # --- what covers what -----------------------------------------------------------------
 
-    def _cover(self, dest: str, *, directory: bool, access: Access) -> None:
-        """Something is mounted at dest: what is below it is the export's no more."""
-        place = self.tree.resolve(dest)
+    def _cover(self, op: Op, *, directory: bool, access: Access) -> None:
+        """Something is mounted at its dest: what is below that is the export's no more."""
+        assert op.dest is not None
+        place = self.tree.resolve(op.dest)
         mount = place.mount
         if mount.number is None or place.host is None or not place.relative:
             return
@@ -322,7 +336,9 @@ class _Compiler:
                 return  # nobody can make it there, and so the guest will say
             assert mount.host is not None
             try:
-                make_mount_point(mount.host, place.relative, directory=directory)
+                make_mount_point(
+                    mount.host, place.relative, directory=directory, parents=_parents_mode(op)
+                )
             except OSError as error:
                 raise NsrunError(
                     f"Can't make {place.host} to mount on: {error.strerror}",
@@ -362,7 +378,7 @@ class _Source:
             NsrunError: it is not there.
         """
         name = f"/proc/self/fd/{op.fd}" if OpFlag.SOURCE_FD in op.flags else op.source or ""
-        if OpFlag.TRY in op.flags and not os.path.exists(name):
+        if OpFlag.TRY in op.flags and _is_absent(name):
             return None
         devices = OpFlag.DEVICES in op.flags
         option = "--dev-bind" if devices else "--bind"
@@ -396,6 +412,27 @@ class _Source:
             _refuse_kind(found.st_mode, path, option)
         identity = (found.st_dev, found.st_ino)
         return cls(path, identity, stat.S_ISDIR(found.st_mode), kernels)
+
+
+def _parents_mode(op: Op) -> int:
+    """Of the directories that are made on the way, as in the core: closed to whom the last is."""
+    mode = 0o755
+    if not op.perms & 0o070:
+        mode &= ~0o050
+    if not op.perms & 0o007:
+        mode &= ~0o005
+    return mode
+
+
+def _is_absent(path: str) -> bool:
+    """Nothing is there.  Whatever else keeps one from looking is no such thing, as in the core."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_kernels(path: str) -> bool:

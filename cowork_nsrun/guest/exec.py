@@ -50,6 +50,11 @@ class Request:
     loopback: bool = False
     life_fd: int = -1
 
+    @property
+    def levels(self) -> bool:
+        """Whether messages begin with their level."""
+        return bool(self.plan.flags & PlanFlag.LEVEL_PREFIX)
+
 
 def execute(request: Request) -> int:
     """Run it to its end; returns the exit status.

@@ -39,6 +39,33 @@ _EXPORT = re.compile(rf"{EXPORTS}/(\d+)")
 _NAPS = (0.002, 0.005, 0.01, 0.02)
 
 
+def wait_for_agent(monitor: Monitor, timeout: float = BOOT_PATIENCE) -> None:
+    """Wait until the agent in a machine listens.
+
+    Arguments:
+        monitor: the machine's.
+        timeout: seconds.
+
+    Raises:
+        GuestError: the guest died, or took too long; with what its console said last.
+    """
+    agent = Agent(monitor.connect)
+    end = time.monotonic() + timeout
+    tries = 0
+    while True:
+        try:
+            agent.info(min(timeout, _ASKED_AGAIN))
+        except (StreamRefused, NoAnswer):
+            if time.monotonic() > end:
+                raise GuestError(
+                    f"the guest's agent was not there after {timeout:g} seconds", monitor.console
+                ) from None
+        else:
+            return
+        time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
+        tries += 1
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """What a machine is given.
@@ -148,28 +175,6 @@ class Guest(Closing):
                     raise NsrunError(str(error)) from None
                 self._shut |= last
             return self._numbers.get(exports, 0)
-
-    def wait_agent(self, timeout: float = BOOT_PATIENCE) -> None:
-        """Wait until the agent listens.
-
-        Raises:
-            GuestError: the guest died, or took too long.
-        """
-        end = time.monotonic() + timeout
-        tries = 0
-        while True:
-            try:
-                self.agent.info(_ASKED_AGAIN)
-            except (StreamRefused, NoAnswer):
-                if time.monotonic() > end:
-                    raise GuestError(
-                        f"the guest's agent was not there after {timeout:g} seconds",
-                        self.monitor.console,
-                    ) from None
-            else:
-                return
-            time.sleep(_NAPS[min(tries, len(_NAPS) - 1)])
-            tries += 1
 
     @property
     def alive(self) -> bool:
@@ -292,5 +297,5 @@ class Machine(Guest):
         Raises:
             GuestError: the guest died, or took too long.
         """
-        self.wait_agent(timeout)
+        wait_for_agent(self.monitor, timeout)
         self._keep()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,25 +50,39 @@ class Tree:
         """The files of modules, each behind all that it needs; without what is built in.
 
         Raises:
-            KernelError: there is no such module.
+            KernelError: there is no such module, or one needs itself.
         """
         order: dict[str, None] = {}
         for name in wanted:
-            if name not in self.builtin:
-                self._visit(name, order, set())
+            self._add(name, order)
         return [self.top / self.files[name] for name in order]
 
-    def _visit(self, name: str, order: dict[str, None], above: set[str]) -> None:
+    def _add(self, name: str, order: dict[str, None]) -> None:
+        """What is not in the order yet of a module and of all that it needs.
+
+        However long the way through the file is: it may be anybody's.
+        """
+        # the modules above, each with what is left of its needs
+        way: dict[str, Iterator[str]] = {}
+        self._enter(name, way, order)
+        while way:
+            last, left = next(reversed(way.items()))
+            other = next(left, None)
+            if other is not None:
+                self._enter(other, way, order)
+            else:
+                del way[last]
+                order[last] = None
+
+    def _enter(self, name: str, way: dict[str, Iterator[str]], order: dict[str, None]) -> None:
         if name in order or name in self.builtin:
             return
         if name not in self.files:
             raise KernelError(f"{self.top}/modules.dep has no {name}", path=str(self.top))
-        if name in above:
+        if name in way:
             raise KernelError(f"{self.top}/modules.dep: {name} needs itself", path=str(self.top))
         # the farthest first: "virtio_blk: virtio_ring virtio"
-        for other in reversed(self.needs[name].split()):
-            self._visit(name_of(other), order, above | {name})
-        order[name] = None
+        way[name] = map(name_of, reversed(self.needs[name].split()))
 
 
 def read_tree(top: Path) -> Tree:

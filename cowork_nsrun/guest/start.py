@@ -1,7 +1,8 @@
 """``nsrun --backend kvm``: its plan, in a machine of its own.
 
-The nsrun program starts this (``python3 -I -m cowork_nsrun.guest.start FD``), with the plan in
-an open file.  Every module that is imported here delays a command by as much.
+The nsrun program starts this (``python3 -I -m cowork_nsrun.guest.start FD NAME``), with the plan
+in an open file, and the name that messages begin with.  Every module that is imported here delays
+a command by as much.
 """
 
 from __future__ import annotations
@@ -18,5 +19,12 @@ from cowork_nsrun.guest.exec import Request, execute, read_plan  # noqa: E402
 gc.freeze()
 gc.enable()
 
+
+def main(fd: int, name: str) -> int:
+    """Run the plan; returns the exit status."""
+    request = Request(read_plan(fd))
+    return reported(lambda: execute(request), name, levels=request.levels)
+
+
 if __name__ == "__main__":
-    sys.exit(reported(lambda: execute(Request(read_plan(int(sys.argv[1]))))))
+    sys.exit(reported(lambda: main(int(sys.argv[1]), sys.argv[2])))

@@ -104,9 +104,24 @@ class Tree:
             left = _parts(text) + left
         return self.at(path)
 
+    def name(self, dest: str) -> Place:
+        """Where something gets a name, which is not followed if a link has it already.
+
+        Raises:
+            NsrunError: links without an end, before that name.
+        """
+        above_it, _, last = dest.rstrip("/").rpartition("/")
+        if last in ("", ".", ".."):
+            return self.resolve(dest)
+        return self.at(os.path.join(self.resolve(above_it).path, last))
+
     def add(self, mount: Mount) -> None:
-        """Mount over whatever is there."""
+        """Mount over whatever is there, which is out of sight from now on."""
         self.mounts.append(mount)
+        self.directories = {path for path in self.directories if not is_below(path, mount.dest)}
+        self.links = {
+            path: text for path, text in self.links.items() if not is_below(path, mount.dest)
+        }
         self.directories.update(above(mount.dest))
 
     def is_directory(self, path: str) -> bool:
@@ -133,21 +148,27 @@ def above(path: str) -> Iterator[str]:
         path = os.path.dirname(path)
 
 
-def make_mount_point(top: str, relative: str, *, directory: bool) -> None:
+def make_mount_point(top: str, relative: str, *, directory: bool, parents: int) -> None:
     """Make what something is to be mounted on, as the core would in the sandbox.
 
     No link is followed below ``top``, whoever may have put one there meanwhile.
+
+    Arguments:
+        top: where the export begins.
+        relative: the way from there.
+        directory: whether it is to be one; else an empty file.
+        parents: mode of the directories that are missing on the way.
 
     Raises:
         OSError: it can't be made.
     """
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    *parents, last = relative.split("/")
+    *way, last = relative.split("/")
     at = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for name in parents:
+        for name in way:
             with suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=at)
+                os.mkdir(name, parents, dir_fd=at)
             below = os.open(name, flags | os.O_DIRECTORY, dir_fd=at)
             os.close(at)
             at = below

@@ -29,7 +29,14 @@ from cowork_nsrun.guest.compile import Translation
 from cowork_nsrun.guest.exec import own_settings
 from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.guest.limits import Limits
-from cowork_nsrun.guest.machine import Guest, Machine, Size, machine_settings
+from cowork_nsrun.guest.machine import (
+    BOOT_PATIENCE,
+    Guest,
+    Machine,
+    Size,
+    machine_settings,
+    wait_for_agent,
+)
 from cowork_nsrun.guest.view import view_bytes, view_file
 from cowork_nsrun.guest.vmm import GuestError, Settings, find_beside
 from cowork_nsrun.plan import Plan
@@ -240,7 +247,7 @@ def _restored(saved: Saved, translation: Translation) -> Guest:
         # it has what it serves from the start, and gets no more
         monitor.export(none, last=True)
         guest = Guest(monitor, shared={translation.exports: 0})
-        guest.wait_agent()
+        wait_for_agent(monitor, BOOT_PATIENCE)
         monitor.pause()
         on_error.pop_all()
     return guest

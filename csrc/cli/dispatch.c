@@ -131,7 +131,8 @@ static int plan_file(const struct dispatch *d)
 static int run_kvm(const struct dispatch *d, int tell)
 {
 	char number[16];
-	char *words[] = { number, NULL };
+	char bwrap[] = "bwrap", nsrun[] = "nsrun";
+	char *words[] = { number, d->as_bwrap ? bwrap : nsrun, NULL };
 	pid_t parent = getppid();
 	sigset_t sigchld;
 	int fd;

@@ -301,7 +301,7 @@ int nsr_plan_read(struct nsr_plan *plan, const uint8_t *in, uint64_t len,
 		nsr_diag_set(diag, "Plan is damaged");
 		return refuse(plan);
 	}
-	if (nsr_plan_check(plan, diag))
+	if (nsr_plan_check_read(plan, diag))
 		return refuse(plan);
 	if (!plan->list[NSR_ARGV].n) {
 		nsr_diag_set(diag, "Plan has no command");

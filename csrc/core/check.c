@@ -257,11 +257,21 @@ static int check_hostname_ops(const struct nsr_plan *plan, struct nsr_diag *diag
 	return 0;
 }
 
-int nsr_plan_check(const struct nsr_plan *plan, struct nsr_diag *diag)
+static int check(const struct nsr_plan *plan, int runs_here, struct nsr_diag *diag)
 {
 	if (check_numbers(plan, diag) || check_userns(plan, diag) ||
-	    check_unmapped_ids(plan, diag) || check_process(plan, diag) || check_ops(plan, diag) ||
-	    check_hostname_ops(plan, diag) || check_ours(plan, diag))
+	    (runs_here && check_unmapped_ids(plan, diag)) || check_process(plan, diag) ||
+	    check_ops(plan, diag) || check_hostname_ops(plan, diag) || check_ours(plan, diag))
 		return -EINVAL;
 	return 0;
+}
+
+int nsr_plan_check(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	return check(plan, 1, diag);
+}
+
+int nsr_plan_check_read(const struct nsr_plan *plan, struct nsr_diag *diag)
+{
+	return check(plan, 0, diag);
 }

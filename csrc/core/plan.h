@@ -74,6 +74,12 @@ int nsr_plan_seccomp_is_ours(const struct nsr_plan *plan);
 int nsr_plan_set_seccomp_profile(struct nsr_plan *plan, const struct nsr_seccomp_profile *profile);
 struct nsr_op *nsr_plan_new_op(struct nsr_plan *plan, uint32_t type);
 
+/*
+ * nsr_plan_check for a plan out of bytes: who reads it may become another user
+ * before it runs, as in a guest, so that its ids are looked at then.
+ */
+int nsr_plan_check_read(const struct nsr_plan *plan, struct nsr_diag *diag);
+
 /* Without a user namespace the caller's ids are the only ones there are. */
 int nsr_check_ids(const struct nsr_plan *plan, struct nsr_diag *diag);
 

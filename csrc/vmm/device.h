@@ -5,7 +5,7 @@
  * One lock, vmm_lock, guards all device state.  It is held while any of the
  * operations below runs: config_* and reset come on a vCPU's thread, notify
  * and the events of the loop on the device thread.  A device with threads of
- * its own (fs) takes the lock around its use of queues.
+ * its own (fs, blk) takes the lock around its use of queues.
  */
 #ifndef VMM_DEVICE_H
 #define VMM_DEVICE_H
@@ -47,6 +47,12 @@ struct vmm_device_ops {
 			     uint32_t len); /* may be NULL */
 	void (*start)(struct vmm_device *device);               /* DRIVER_OK; may be NULL */
 	void (*notify)(struct vmm_device *device, uint32_t queue);
+	/*
+	 * Instead of notify: this eventfd is written to when the driver kicks the
+	 * queue, for threads of the device's own to wait for.  Once for each queue,
+	 * when the device is given its place.
+	 */
+	void (*bell)(struct vmm_device *device, uint32_t queue, int fd);
 	void (*reset)(struct vmm_device *device);               /* forget all; may be NULL */
 	/*
 	 * Snapshots: NULL, or why it can't be saved now, or can't take this state.
@@ -75,6 +81,12 @@ const char *vmm_device_load_nothing(struct vmm_device *device, const struct vmm_
 
 /* Interrupt the guest if it wants that, for what was pushed to this queue.  Any thread, locked. */
 void vmm_device_signal(struct vmm_device *device, uint32_t queue);
+/*
+ * The same in two steps, since the guest answers an interrupt by accesses that
+ * take the lock: whether one is due, locked; then to be made soon, without it.
+ */
+bool vmm_device_due(struct vmm_device *device, uint32_t queue);
+void vmm_device_interrupt(const struct vmm_device *device);
 /* Tell the guest that the configuration is another now.  Any thread, locked. */
 void vmm_device_config_changed(struct vmm_device *device);
 /* The driver broke the rules: DEVICE_NEEDS_RESET, and nothing is taken until then. */

@@ -64,8 +64,11 @@ static const struct call all[] = {
 	ANY(landlock_restrict_self),
 };
 
+/* for what a guest or the owner asks */
+static const struct call events[] = { ANY(epoll_wait), ANY(epoll_pwait) };
+
 static const struct call devices[] = {
-	ANY(epoll_wait), ANY(epoll_pwait), ANY(recvmsg), ANY(recvfrom), ANY(getrandom),
+	ANY(recvmsg), ANY(recvfrom), ANY(getrandom),
 	/* to stop the processors */
 	TO_OWN_THREAD(VMM_KICK),
 	/* not of datagrams, which could be sent to other sockets by name */
@@ -112,13 +115,13 @@ struct part {
 
 #define PART(list) { list, sizeof(list) / sizeof((list)[0]) }
 
-static const struct part roles[VMM_ROLES][5] = {
+static const struct part roles[VMM_ROLES][6] = {
 	[VMM_ROLE_CPU] = { PART(cpu_first), PART(all) },
-	[VMM_ROLE_DEVICES] = { PART(devices), PART(all), PART(save) },
-	[VMM_ROLE_DEVICES_FS] = { PART(devices), PART(all), PART(save), PART(fs),
+	[VMM_ROLE_DEVICES] = { PART(events), PART(devices), PART(all), PART(save) },
+	[VMM_ROLE_DEVICES_FS] = { PART(events), PART(devices), PART(all), PART(save), PART(fs),
 				  PART(shut) },
 	[VMM_ROLE_DISK] = { PART(disk), PART(all) },
-	[VMM_ROLE_FS] = { PART(fs), PART(all) },
+	[VMM_ROLE_FS] = { PART(events), PART(fs), PART(all) },
 };
 
 struct program {

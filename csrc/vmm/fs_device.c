@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* fs_device.c - virtio-fs; threads of its own wait for the host's file systems. */
+/*
+ * fs_device.c - virtio-fs; threads of its own wait for the guest and for the host's file systems.
+ *
+ * A request is the way from the kick to the interrupt on one thread: it wakes,
+ * serves, interrupts and waits again, with no other between it and the guest.
+ */
 #include "fs_device.h"
 
 #include <errno.h>
@@ -7,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -41,12 +47,21 @@ struct fs {
 	struct vmm_device device;
 	struct config config;
 	struct fs_server *server;
+	int bells;                  /* an epoll of the queues' eventfds */
 	/* guarded by vmm_lock */
-	pthread_cond_t kicked, idle;
-	bool pending[QUEUES];
+	pthread_cond_t idle;
+	uint32_t waiting;           /* threads without work */
+	bool called;                /* one of them, and it has not come yet */
 	uint32_t busy;
 	struct parked *parked;
 	bool touched;               /* when it was saved: there is more than a client's begin */
+	uint64_t retry_ms;          /* when these are to be asked for again */
+};
+
+struct worker {
+	struct fs *fs;
+	bool due;                   /* an interrupt, once the lock is given free */
+	struct vmm_chain chain;
 };
 
 /* All that there are; none goes. */
@@ -63,27 +78,47 @@ static struct fs *fs_of(struct vmm_device *device)
 	return (struct fs *)device;
 }
 
-/* Done with this one: give it back, or stop the device.  Locked. */
-static void answer(struct fs *fs, uint32_t queue, uint16_t head, ssize_t written)
+static uint64_t now_ms(void)
 {
-	if (!fs->device.running)
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Done with this one: give it back, or stop the device.  Locked. */
+static void answer(struct worker *worker, uint32_t queue, uint16_t head, ssize_t written)
+{
+	struct vmm_device *device = &worker->fs->device;
+
+	if (!device->running)
 		return;
 	if (written < 0) {
-		vmm_device_broken(&fs->device, "a request without a header, or room for a reply");
+		vmm_device_broken(device, "a request without a header, or room for a reply");
 		return;
 	}
-	vmm_queue_push(&fs->device.queue[queue], head, (uint32_t)written);
-	vmm_device_signal(&fs->device, queue);
+	vmm_queue_push(&device->queue[queue], head, (uint32_t)written);
+	worker->due |= vmm_device_due(device, queue);
+}
+
+/* Give the lock free.  A guest that is interrupted comes for it. */
+static void unlock(struct worker *worker)
+{
+	vmm_unlock();
+	if (worker->due)
+		vmm_device_interrupt(&worker->fs->device);
+	worker->due = false;
 }
 
 /* Unlocked while the server works; the device can't be reset meanwhile. */
-static ssize_t serve(struct fs *fs, const struct iovec *out, int n_out, const struct iovec *in,
-		     int n_in)
+static ssize_t serve(struct worker *worker, const struct iovec *out, int n_out,
+		     const struct iovec *in, int n_in)
 {
+	struct fs *fs = worker->fs;
 	ssize_t ret;
 
 	fs->busy++;
-	vmm_unlock();
+	unlock(worker);
 	ret = fs_request(fs->server, out, n_out, in, n_in);
 	vmm_lock();
 	fs->busy--;
@@ -106,13 +141,16 @@ static void park(struct fs *fs, uint32_t queue, const struct vmm_chain *chain)
 	parked->n_in = chain->n_in;
 	memcpy(parked->iov, chain->out, chain->n_out * sizeof(parked->iov[0]));
 	memcpy(parked->iov + chain->n_out, chain->in, chain->n_in * sizeof(parked->iov[0]));
+	if (!fs->parked)
+		fs->retry_ms = now_ms() + RETRY_MS;
 	parked->next = fs->parked;
 	fs->parked = parked;
 }
 
 /* Ask for all that wait once more. */
-static void retry(struct fs *fs)
+static void retry(struct worker *worker)
 {
+	struct fs *fs = worker->fs;
 	struct parked *all = fs->parked, *next;
 
 	fs->parked = NULL;
@@ -121,89 +159,109 @@ static void retry(struct fs *fs)
 
 		next = all->next;
 		/* a reset meanwhile gave them all back */
-		ret = fs->device.running ? serve(fs, all->iov, all->n_out, all->iov + all->n_out,
-						 all->n_in) : 0;
+		ret = fs->device.running ? serve(worker, all->iov, all->n_out,
+						 all->iov + all->n_out, all->n_in) : 0;
 		if (ret == -EAGAIN) {
 			all->next = fs->parked;
 			fs->parked = all;
 			continue;
 		}
-		answer(fs, all->queue, all->head, ret);
+		answer(worker, all->queue, all->head, ret);
 		free(all);
 	}
+	fs->retry_ms = now_ms() + RETRY_MS;
 }
 
-static void drain(struct fs *fs, uint32_t queue, struct vmm_chain *chain)
+/* One is taken out: who comes for those behind it? */
+static void share(struct fs *fs, uint32_t number)
 {
+	struct vmm_queue *queue = &fs->device.queue[number];
+
+	/* this thread is at work for some time: the guest is to kick for the next */
+	vmm_queue_enable_kicks(queue, true);
+	if (vmm_queue_added(queue) == queue->next_avail || !fs->waiting || fs->called)
+		return;
+	fs->called = true;
+	vmm_device_again(&fs->device, number);
+}
+
+static void drain(struct worker *worker, uint32_t queue)
+{
+	struct fs *fs = worker->fs;
+	struct vmm_chain *chain = &worker->chain;
 	int ret = 0;
 
-	for (uint32_t n = 0; fs->device.running &&
-			     (ret = vmm_queue_pop(&fs->device.queue[queue], chain)) > 0; n++) {
+	while (fs->device.running &&
+	       (ret = vmm_queue_pop(&fs->device.queue[queue], chain)) > 0) {
 		ssize_t written;
 
-		/* more than one at a time: another thread takes part */
-		if (n == 1) {
-			fs->pending[queue] = true;
-			pthread_cond_signal(&fs->kicked);
-		}
-		written = serve(fs, chain->out, chain->n_out, chain->in, chain->n_in);
-
+		share(fs, queue);
+		written = serve(worker, chain->out, chain->n_out, chain->in, chain->n_in);
 		if (written == -EAGAIN)
 			park(fs, queue, chain);
 		else
-			answer(fs, queue, chain->head, written);
+			answer(worker, queue, chain->head, written);
 	}
 	if (ret < 0)
 		vmm_device_broken(&fs->device, "a request's descriptors");
 }
 
-/* Until there is something to do; whether it is time to ask for locks again. */
-static bool await(struct fs *fs)
+/* How long to wait for a kick, in milliseconds; -1: for ever. */
+static int patience(const struct fs *fs)
 {
-	struct timespec until;
+	uint64_t now = now_ms();
 
-	while (!fs->pending[0] && !fs->pending[REQUEST_QUEUE]) {
-		if (!fs->parked) {
-			pthread_cond_wait(&fs->kicked, vmm_lock_mutex());
-			continue;
-		}
-		clock_gettime(CLOCK_MONOTONIC, &until);
-		until.tv_nsec += RETRY_MS * 1000000;
-		until.tv_sec += until.tv_nsec / 1000000000;
-		until.tv_nsec %= 1000000000;
-		if (pthread_cond_timedwait(&fs->kicked, vmm_lock_mutex(), &until) == ETIMEDOUT)
-			return true;
-	}
-	return false;
+	if (!fs->parked)
+		return -1;
+	return fs->retry_ms > now ? (int)(fs->retry_ms - now) : 0;
+}
+
+/* Wait for a kick; of which queue, or -1: it is something else's time. */
+static int await(struct worker *worker)
+{
+	struct fs *fs = worker->fs;
+	struct epoll_event rung;
+	int most = patience(fs), n;
+
+	fs->waiting++;
+	unlock(worker);
+	n = epoll_wait(fs->bells, &rung, 1, most);
+	if (n < 0 && errno != EINTR)
+		vmm_fail(errno, "the doorbells of --fs");
+	vmm_lock();
+	fs->waiting--;
+	fs->called = false;
+	return n > 0 ? (int)rung.data.u32 : -1;
 }
 
 static void *work(void *arg)
 {
-	struct fs *fs = arg;
-	struct vmm_chain *chain = malloc(sizeof(*chain));
+	struct worker *worker = arg;
+	struct fs *fs = worker->fs;
 
-	if (!chain)
-		vmm_fail(ENOMEM, "a thread of --fs");
 	vmm_lock();
 	for (;;) {
-		if (await(fs))
-			retry(fs);
-		for (uint32_t i = 0; i < QUEUES; i++) {
-			if (!fs->pending[i])
-				continue;
-			fs->pending[i] = false;
-			drain(fs, i, chain);
-		}
+		int queue = await(worker);
+
+		if (queue >= 0)
+			drain(worker, (uint32_t)queue);
+		/* however much there is to do beside them */
+		if (fs->parked && now_ms() >= fs->retry_ms)
+			retry(worker);
 	}
 	return NULL;
 }
 
-static void notify(struct vmm_device *device, uint32_t queue)
+/*
+ * Each kick wakes one thread, once; the eventfd is never read.  Its count has
+ * room for kicks enough.
+ */
+static void bell(struct vmm_device *device, uint32_t queue, int fd)
 {
-	struct fs *fs = fs_of(device);
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.u32 = queue };
 
-	fs->pending[queue] = true;
-	pthread_cond_signal(&fs->kicked);
+	if (epoll_ctl(fs_of(device)->bells, EPOLL_CTL_ADD, fd, &event) < 0)
+		vmm_fail(errno, "a doorbell of fs");
 }
 
 /* What is under way writes to the guest's memory, and must not after this. */
@@ -218,7 +276,6 @@ static void reset(struct vmm_device *device)
 		next = fs->parked->next;
 		free(fs->parked);
 	}
-	memset(fs->pending, 0, sizeof(fs->pending));
 }
 
 static const char *save(struct vmm_device *device, struct vmm_own_state *own)
@@ -355,15 +412,19 @@ void vmm_fs_shut(void)
 
 static void start_threads(struct fs *fs)
 {
-	pthread_condattr_t attr;
+	pthread_cond_init(&fs->idle, NULL);
+	fs->bells = epoll_create1(EPOLL_CLOEXEC);
+	if (fs->bells < 0)
+		vmm_fail(errno, "epoll_create1");
+	for (int i = 0; i < WORKERS; i++) {
+		struct worker *worker = malloc(sizeof(*worker));
 
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&fs->kicked, &attr);
-	pthread_cond_init(&fs->idle, &attr);
-	pthread_condattr_destroy(&attr);
-	for (int i = 0; i < WORKERS; i++)
-		vmm_jail_thread(VMM_ROLE_FS, "--fs", work, fs);
+		if (!worker)
+			vmm_fail(ENOMEM, "a thread of --fs");
+		worker->fs = fs;
+		worker->due = false;
+		vmm_jail_thread(VMM_ROLE_FS, "--fs", work, worker);
+	}
 }
 
 struct vmm_device *vmm_fs_new(const char *tag, int view_fd)
@@ -372,7 +433,7 @@ struct vmm_device *vmm_fs_new(const char *tag, int view_fd)
 		.name = "fs", .id = FS_ID, .n_queues = QUEUES,
 		.queue_max = { HIGH_QUEUE_SIZE, REQUEST_QUEUE_SIZE },
 		.config_size = sizeof(struct config), .config_read = config_read,
-		.notify = notify, .reset = reset, .save = save, .load = load,
+		.bell = bell, .reset = reset, .save = save, .load = load,
 		.save_files = save_files, .load_files = load_files,
 	};
 	struct fs *fs = calloc(1, sizeof(*fs));

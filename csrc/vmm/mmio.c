@@ -54,18 +54,34 @@ struct transport {
 static struct transport transports[VMM_DEVICES];
 static uint32_t n_transports;
 
-static void interrupt(struct transport *t, uint32_t why)
+void vmm_device_interrupt(const struct vmm_device *device)
 {
+	const struct transport *t = device->transport;
 	const uint64_t one = 1;
 
-	t->interrupt_status |= why;
 	(void)!write(t->interrupt, &one, sizeof(one));
+}
+
+static void interrupt(struct transport *t, uint32_t why)
+{
+	t->interrupt_status |= why;
+	vmm_device_interrupt(t->device);
+}
+
+bool vmm_device_due(struct vmm_device *device, uint32_t queue)
+{
+	struct transport *t = device->transport;
+
+	if (!device->running || !vmm_queue_should_signal(&device->queue[queue]))
+		return false;
+	t->interrupt_status |= INTERRUPT_QUEUE;
+	return true;
 }
 
 void vmm_device_signal(struct vmm_device *device, uint32_t queue)
 {
-	if (device->running && vmm_queue_should_signal(&device->queue[queue]))
-		interrupt(device->transport, INTERRUPT_QUEUE);
+	if (vmm_device_due(device, queue))
+		vmm_device_interrupt(device);
 }
 
 void vmm_device_config_changed(struct vmm_device *device)
@@ -373,6 +389,10 @@ static void add_bell(const struct vmm_vm *vm, struct vmm_loop *loop, struct tran
 			   .fd = vmm_vm_doorbell(vm, base + QUEUE_NOTIFY, queue) },
 		.transport = t, .queue = queue,
 	};
+	if (t->device->ops->bell) {
+		t->device->ops->bell(t->device, queue, bell->event.fd);
+		return;
+	}
 	ret = vmm_loop_add(loop, &bell->event);
 	if (ret)
 		vmm_fail(-ret, "a doorbell of %s", t->device->ops->name);
@@ -554,9 +574,14 @@ static void tell_again(struct transport *t)
 
 	if (t->interrupt_status)
 		interrupt(t, 0);
-	for (uint32_t i = 0; device->running && i < device->ops->n_queues; i++)
-		if (device->queue[i].ready)
+	for (uint32_t i = 0; device->running && i < device->ops->n_queues; i++) {
+		if (!device->queue[i].ready)
+			continue;
+		if (device->ops->notify)
 			device->ops->notify(device, i);
+		else
+			vmm_device_again(device, i);
+	}
 }
 
 void vmm_mmio_load(const struct vmm_state *state)

@@ -78,7 +78,7 @@ ENTRIES = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(read_only=ENTRIES | values, writable=ENTRIES | values, disabled=ENTRIES | values)
 def test_the_users_own_mounts(
     tmp_path: Path, read_only: object, writable: object, disabled: object
@@ -214,7 +214,7 @@ def test_sequences(machine: Machine, sequence: list[bytes], at: list[int]) -> No
 @settings(
     max_examples=25,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.binary(max_size=400))
 def test_noise(machine: Machine, noise: bytes) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from differences import Comparison, Known, Matcher, closed
@@ -46,10 +48,10 @@ TMPFS_MAGIC = "1021994"
 MOUNT = re.compile(r"seen\.mounts\.(?P<point>.*)@(?P<depth>\d+)(?P<same>'*)\.(?P<fact>\w+)")
 
 
-def words(case: Case) -> list[str]:
+def words(case: Case) -> tuple[str, ...]:
     """Of the command line, and of what --args may read."""
     texts = (spec.content.decode("latin-1") for spec in case.fds.values())
-    return [*case.argv, *(word for text in texts for word in text.split("\0"))]
+    return (*case.argv, *(word for text in texts for word in text.split("\0")))
 
 
 def unshares(case: Case, name: str) -> bool:
@@ -140,19 +142,20 @@ def made_numbers(divergence: Divergence, _: Comparison) -> bool:
     )
 
 
-def kernels_places(case: Case) -> set[str]:
+# of one case after the other: its hundreds of differences ask for the same
+@lru_cache(maxsize=1)
+def kernels_places(given: tuple[str, ...]) -> set[str]:
     """Where binds of a case bring the kernel's own directories, which the guest has of its own."""
-    inside = {dest for source, dest in binds(case) if below_any(source, KERNELS_OWN)}
-    return brought(case, KERNELS_OWN) | inside
+    inside = {dest for source, dest in binds(given) if below_any(source, KERNELS_OWN)}
+    return brought(given, KERNELS_OWN) | inside
 
 
 def below_any(path: str, tops: Iterable[str]) -> bool:
     return any(path.startswith(f"{top}/") for top in tops)
 
 
-def binds(case: Case) -> list[tuple[str, str]]:
+def binds(given: Sequence[str]) -> list[tuple[str, str]]:
     """Source and destination of each bind, without slashes at their ends."""
-    given = words(case)
     return [
         (source.rstrip("/"), dest.rstrip("/"))
         for option, source, dest in zip(given, given[1:], given[2:], strict=False)
@@ -160,20 +163,21 @@ def binds(case: Case) -> list[tuple[str, str]]:
     ]
 
 
-def brought(case: Case, points: Iterable[str]) -> set[str]:
+def brought(given: Sequence[str], points: Iterable[str]) -> set[str]:
     """Where binds of a case bring such mount points, themselves or by what is below them."""
     return {
         dest + point.removeprefix(source) or "/"
-        for source, dest in binds(case)
+        for source, dest in binds(given)
         for point in points
         if f"{point}/".startswith(f"{source}/")
     }
 
 
-def host_mounts() -> frozenset[str]:
-    """Mount points of the host's; a process's own directory has no number here."""
+@lru_cache(maxsize=1)
+def mounts_brought(given: tuple[str, ...]) -> set[str]:
+    """Where binds of a case bring mounts of the host's."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="latin-1").splitlines()
-    return frozenset(line.split()[4] for line in lines)
+    return brought(given, {line.split()[4] for line in lines})
 
 
 def visible(mounts: Iterable[str], path: str) -> str:
@@ -221,7 +225,10 @@ def below_kernels(divergence: Divergence, comparison: Comparison) -> bool:
     found = re.fullmatch(r"seen\.(mounts|tree|asked_tree)\.(/.*?)(@\d+'*)?\.\w+", divergence.path)
     return (
         found is not None
-        and any(f"{found[2]}/".startswith(f"{place}/") for place in kernels_places(comparison.case))
+        and any(
+            f"{found[2]}/".startswith(f"{place}/")
+            for place in kernels_places(words(comparison.case))
+        )
         and (found[1] != "mounts" or as_closed(found[2], comparison))
     )
 
@@ -231,7 +238,7 @@ def mounts_below(divergence: Divergence, comparison: Comparison) -> bool:
     found = MOUNT.fullmatch(divergence.path)
     return (
         found is not None
-        and found["point"] in brought(comparison.case, host_mounts())
+        and found["point"] in mounts_brought(words(comparison.case))
         and as_closed(found["point"], comparison)
     )
 
@@ -252,6 +259,20 @@ def standard_input(divergence: Divergence, comparison: Comparison) -> bool:
     """What is read there comes through a pipe."""
     given = comparison.actual.seen.get("fds", {}).get("0", {})
     return divergence.path.startswith("seen.fds.0.") and given.get("type") == "fifo"
+
+
+#: said by a shell that opens by name what it has as a descriptor
+DENIED = re.compile(r"^.*: cannot create /dev/std(?:out|err): Permission denied\n", re.MULTILINE)
+
+
+def streams_by_name(divergence: Divergence, _: Comparison) -> bool:
+    """A pipe of another user's outside; all else that is said is the same."""
+    same = [re.escape(text) for text in DENIED.split(str(divergence.expected))]
+    return (
+        divergence.path == "stderr"
+        and len(same) > 1
+        and re.fullmatch(".*\n".join(same), str(divergence.actual)) is not None
+    )
 
 
 def host_name(divergence: Divergence, comparison: Comparison) -> bool:
@@ -319,11 +340,14 @@ def descriptors(divergence: Divergence, _: Comparison) -> bool:
 
 
 def closed_streams(divergence: Divergence, comparison: Comparison) -> bool:
-    """A standard stream that the caller left closed."""
+    """A standard stream that the caller left closed, or that --args has read to its end."""
     found = re.fullmatch(r"seen\.fds\.([012])\.\w+", divergence.path)
     return (
         found is not None
-        and closed(comparison.case, found[1])
+        and (
+            closed(comparison.case, found[1])
+            or ("--args", found[1]) in pairwise(comparison.case.argv)
+        )
         and comparison.actual.seen["fds"][found[1]]["rdev"] == DEV_NULL
     )
 
@@ -358,7 +382,9 @@ def status_records(divergence: Divergence, comparison: Comparison) -> bool:
 
 
 HOST_SIDE = re.compile(
-    r"nsrun: (\S+: too many symbolic links|--[a-z-]+( to \S*)?: fd \d+: .*)\n", re.DOTALL
+    r"nsrun: (\S+: too many symbolic links|--[a-z-]+( to \S*)?: fd \d+: .*"
+    r"|--json-status-fd \d+: Bad file descriptor)\n",
+    re.DOTALL,
 )
 
 
@@ -500,6 +526,13 @@ ROWS: tuple[Row, ...] = (
     ),
     row(
         Tag.TRANSLATED,
+        "streams-by-name",
+        "/dev/stdout and /dev/stderr of a user can be opened where the caller's pipe is another's",
+        "the agent makes a pipe of the user's own; the host side writes into the caller's",
+        streams_by_name,
+    ),
+    row(
+        Tag.TRANSLATED,
         "terminal",
         "number, session and owner of a terminal",
         "the terminal is the guest's",
@@ -557,7 +590,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.DIFFERS,
         "closed-streams",
-        "standard streams that the caller left closed",
+        "standard streams that the caller left closed, or that were read by --args",
         "the agent gives /dev/null, which is what a program can rely on",
         closed_streams,
     ),
@@ -578,7 +611,7 @@ ROWS: tuple[Row, ...] = (
     row(
         Tag.DIFFERS,
         "host-side-messages",
-        "words about a descriptor that can't be read, or about a loop of links",
+        "words about a descriptor that can't be read or written, or about a loop of links",
         "the host side finds it before there is a sandbox that could",
         read_by_the_host_side,
     ),

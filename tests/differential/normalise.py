@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -300,19 +301,32 @@ def record_value(key: str, value: Any, context: Context) -> Any:
 
 
 def read_tree(top: Path) -> dict[str, Any]:
-    return {str(path.relative_to(top)): describe(path) for path in sorted(top.rglob("*"))}
+    """All that is below a directory, by os alone: pathlib takes several times as long."""
+    return dict(below(str(top), ""))
 
 
-def describe(path: Path) -> dict[str, Any]:
-    info = path.lstat()
+def below(directory: str, front: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except PermissionError:
+        return
+    for entry in entries:
+        yield front + entry.name, describe(entry)
+        if entry.is_dir(follow_symlinks=False):
+            yield from below(entry.path, f"{front}{entry.name}/")
+
+
+def describe(entry: os.DirEntry[str]) -> dict[str, Any]:
+    info = entry.stat(follow_symlinks=False)
     told: dict[str, Any] = {
         "mode": stat.filemode(info.st_mode),
         "owner": f"{info.st_uid}:{info.st_gid}",
     }
     if stat.S_ISLNK(info.st_mode):
-        told["target"] = str(path.readlink())
+        told["target"] = os.readlink(entry.path)
     elif stat.S_ISREG(info.st_mode):
-        told["content"] = path.read_bytes()[:200].decode("latin-1")
+        with open(entry.path, "rb", buffering=0) as file:
+            told["content"] = file.read(200).decode("latin-1")
     elif stat.S_ISCHR(info.st_mode):
         told["device"] = str(info.st_rdev)
     return told

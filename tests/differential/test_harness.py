@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from corpus import CORPUS, SEE, look
 from differences import KNOWN, Comparison, judge
-from harness import ROOT, USER, Bench, Case, Divergence, Fd, Program, Result, diverge
+from harness import (
+    ROOT,
+    USER,
+    Bench,
+    Case,
+    Divergence,
+    Fd,
+    Output,
+    Program,
+    Result,
+    collect,
+    diverge,
+)
 
 BY_NAME = {case.name: case for case in CORPUS}
 STEADY = (
@@ -125,6 +138,19 @@ def test_a_closed_status_descriptor_is_caught(bench: Bench, newest: Program) -> 
     )
     with_info = replace(BASE, argv=("--info-fd", "{fd:s}", *BASE.argv), fds={"s": Fd("sink")})
     assert "records.s.shape" in differing(bench, newest, with_status, with_info)
+
+
+def test_a_command_that_takes_its_time_has_all_of_its_input() -> None:
+    """More than a pipe holds, read later than the harness looks whether it has ended."""
+    given = b"line\n" * 40000
+    process = subprocess.Popen(
+        ["sh", "-c", "sleep 1; cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert collect(process, given) == Output(0, given, b"")
 
 
 def test_a_known_difference_is_no_wider_than_its_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,17 @@ def test_where_a_path_leads() -> None:
         "/a/c": "/a/c@3", "/a/c/x": "/a/c@3", "/d/e/f": "/d/e@2", "/dd": "/@0",
     }  # fmt: skip
     assert {path: visible(mounts, path) for path in places} == places
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "meant"),
+    [
+        ("sh: 1: cannot create /dev/stderr: Permission denied\nx\n", "e\nx\n", True),
+        ("sh: 1: cannot create /dev/stderr: Permission denied\nx\n", "e\ny\n", False),
+        ("sh: 1: cannot create /dev/kmsg: Permission denied\n", "e\n", False),
+        ("", "e\n", False),
+    ],
+)
+def test_what_a_shell_says_of_its_streams(outside: str, inside: str, meant: bool) -> None:
+    expected, actual = (replace(result(ROOT), stderr=text) for text in (outside, inside))
+    assert bool(verdict(expected, actual).unexpected) is not meant

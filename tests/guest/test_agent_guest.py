@@ -23,6 +23,7 @@ from cowork_nsrun.guest import vmm
 from cowork_nsrun.guest.agent import Agent, Command, Settings
 from cowork_nsrun.guest.image import prepare
 from cowork_nsrun.guest.kernel import Kernel
+from cowork_nsrun.guest.machine import wait_for_agent
 from cowork_nsrun.guest.view import Export, view_bytes
 
 MIB = 1 << 20
@@ -33,6 +34,8 @@ BARE = ("--dev-bind", "/", "/")
 USER = Settings(1000, 1000, groups=(44,))
 ROOT = Settings(0, 0)
 COMPLAINT = b"nsrun-agent: "
+#: seconds that a guest may take to boot, emulated and on a busy machine
+PATIENCE = 900.0
 
 
 class Guest(Client):
@@ -41,16 +44,7 @@ class Guest(Client):
     def __init__(self, monitor: vmm.Monitor) -> None:
         super().__init__(Agent(monitor.connect), USER)
         self.monitor = monitor
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
-        while True:
-            try:
-                self.monitor.connect(1024).close()
-            except vmm.StreamRefused:
-                time.sleep(0.05)
-            else:
-                return
+        wait_for_agent(monitor, PATIENCE)
 
 
 def boot(kernel: Kernel) -> Iterator[Guest]:

@@ -18,6 +18,7 @@ from agent_server import HOST_LIKE, SANDBOX, Server, drain, fill, plan
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from cowork_nsrun import _native
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import ALL_CAPABILITIES, Settings
 
@@ -453,6 +454,29 @@ def test_ids_of_the_settings(server: Server) -> None:
     assert lines[:4] == ["23456", "34567", "0027", "out"]
     # groups that its user namespace has no names for
     assert lines[4].split() == ["Groups:", "65534", "65534"]
+
+
+def test_ids_that_a_plan_asks_for(server: Server) -> None:
+    """Without a user namespace it can have those of the settings, whatever the agent's are."""
+    user = server.settings if server.uid else Settings(23456, 34567)
+    words = (*HOST_LIKE, "true")
+    with server.agent.start(with_uid(user.uid, *words), user) as command:
+        assert command.wait() == 0
+    if server.uid:
+        return
+    with (
+        server.agent.start(with_uid(user.uid, *words), Settings(0, 0)) as command,
+        pytest.raises(NsrunError, match="--uid requires --unshare-user"),
+    ):
+        command.wait()
+
+
+def with_uid(uid: int, *words: str) -> bytes:
+    """A plan as that user would write it; root's own command line may not ask for it."""
+    native = _native.Plan()
+    native.read(plan(*words))
+    native.set_number(_native.Number.UID, uid)
+    return native.write()
 
 
 def test_bounding_set_of_the_settings(server: Server) -> None:

@@ -113,6 +113,15 @@ def test_links_without_an_end(top: Path) -> None:
         made("--bind", top / "a", "/x", "--tmpfs", "/x/loop/y")
 
 
+def test_a_name_that_a_link_has_already(top: Path) -> None:
+    """--dir and --symlink leave it as it is, and follow it nowhere."""
+    loop = ("--symlink", "loop", "/loop")
+    assert [op.dest for op in operations(made(*loop, "--dir", "/loop"))][-1] == "/loop"
+    twice = ("--symlink", "x", "/alias", "--symlink", "x", "/alias")
+    found = made("--bind", top / "a", "/x", *twice, "--tmpfs", "/alias/inner")
+    assert rules(found.exports[0]) == {"inner": Access.HIDDEN}
+
+
 def test_mount_points_are_made_here(top: Path) -> None:
     """As the core would, which the file server does not let the guest do."""
     found = made(
@@ -128,10 +137,35 @@ def test_mount_points_are_made_here(top: Path) -> None:
     assert rules(found.exports[2]) == {}
 
 
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        (("--tmpfs", "/x/p/q"), "drwxr-xr-x"),
+        (("--perms", "0700", "--tmpfs", "/x/p/q"), "drwx------"),
+        (("--perms", "0750", "--tmpfs", "/x/p/q"), "drwxr-x---"),
+        (("--ro-bind", "/usr", "/x/p/q"), "drwx------"),
+    ],
+)
+def test_directories_on_the_way(top: Path, words: tuple[str, ...], mode: str) -> None:
+    """As closed as the core makes them: a bind's are its owner's alone."""
+    made("--bind", top / "a", "/x", *words)
+    assert stat.filemode((top / "a/p").stat().st_mode) == mode
+
+
+def test_a_source_descriptor_is_used_up(top: Path) -> None:
+    fd = os.open(top / "a", os.O_PATH)
+    try:
+        made("--bind-fd", fd, "/x")
+        with pytest.raises(NsrunError, match=f"Can't stat fd {fd}: Bad file descriptor"):
+            made("--bind-fd", fd, "/x", "--ro-bind-fd", fd, "/y")
+    finally:
+        os.close(fd)
+
+
 def test_a_link_put_on_the_way_is_not_followed(top: Path) -> None:
     (top / "a/link").symlink_to(top / "other")
     with pytest.raises(NotADirectoryError):
-        make_mount_point(str(top / "a"), "link/new", directory=True)
+        make_mount_point(str(top / "a"), "link/new", directory=True, parents=0o755)
     assert os.listdir(top / "other") == []
 
 
@@ -202,6 +236,17 @@ def test_where_it_starts(top: Path) -> None:
     assert directory(*bind, "--chdir", "/y", cwd=str(top)) == "/y"
     assert directory(*bind, "--dir", "/home/x", cwd="/elsewhere") == "/home/x"
     assert directory(*bind, cwd="/elsewhere") is None
+    # another mount lies over it
+    covered = ("--bind", top / "a", top / "a", "--tmpfs", top)
+    assert directory(*covered, cwd=str(top / "a")) is None
+
+
+def test_links_that_a_mount_covers(top: Path) -> None:
+    found = made(
+        *("--bind", top / "a", "/x", "--symlink", "/x", "/t/alias"),
+        *("--tmpfs", "/t", "--tmpfs", "/t/alias/b"),
+    )
+    assert rules(found.exports[0]) == {}
 
 
 def test_the_hosts_name() -> None:
@@ -217,6 +262,15 @@ def test_optional_sources(top: Path) -> None:
     assert [op.dest for op in operations(found)] == ["/y"]
     with pytest.raises(NsrunError, match=r"Can't find source path .*none: No such file"):
         made("--bind", top / "none", "/x")
+
+
+def test_optional_sources_that_nobody_can_look_at(top: Path) -> None:
+    """Not there is one thing; that it can't be told is an error, as it is for the core."""
+    (top / "loop").symlink_to("loop")
+    (top / "file").touch()
+    for source, error in (("file/below", "Not a directory"), ("loop", "Too many levels")):
+        with pytest.raises(NsrunError, match=f"Can't find source path .*{source}: {error}"):
+            made("--ro-bind-try", top / source, "/x")
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,15 @@ def test_a_command_that_is_not_there(verdicts: dict[str, str], folder: Path) -> 
     assert done.stderr == b"nsrun: execvp /no/such/program: No such file or directory\n"
 
 
+def test_how_messages_begin(verdicts: dict[str, str], folder: Path) -> None:
+    """With their level if that is wanted, and with bwrap's name if it is called so."""
+    words = argv("kvm", folder, "/no/such/program")
+    words.insert(words.index("--"), "--level-prefix")
+    done = subprocess.run(["bwrap", *words[1:]], executable=NSRUN, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"<3>bwrap: execvp /no/such/program: No such file or directory\n"
+
+
 def children(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(word) for word in path.read_text().split()]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +25,7 @@ from cowork_nsrun.guest.kernel import (
     choose,
     find_kernels,
 )
+from cowork_nsrun.guest.modules import read_tree
 from cowork_nsrun.program import find_program
 
 ROOT = Path(__file__).parents[2]
@@ -199,6 +202,19 @@ def test_modules_in_a_circle(system: System) -> None:
     circle = (f"kernel/{name}.ko: kernel/fuse.ko kernel/virtiofs.ko\n" for name in DEPENDENCIES)
     system.file("/lib/modules/6.1-x/modules.dep", "".join(circle))
     assert "needs itself" in system.only().unfit
+
+
+def test_modules_in_a_chain_of_any_length(tmp_path: Path) -> None:
+    """Deeper than Python's own stack; closed, it is a circle."""
+    names = [f"kernel/link{number}.ko" for number in range(10 * sys.getrecursionlimit())]
+    lines = [f"{name}: {needed}\n" for name, needed in itertools.pairwise(names)]
+    (tmp_path / "modules.builtin").touch()
+    (tmp_path / "modules.dep").write_text("".join([*lines, f"{names[-1]}:\n"]))
+    order = read_tree(tmp_path).load_order(["link0"])
+    assert order == [tmp_path / name for name in reversed(names)]
+    (tmp_path / "modules.dep").write_text("".join([*lines, f"{names[-1]}: {names[0]}\n"]))
+    with pytest.raises(KernelError, match=r"modules\.dep: link0 needs itself"):
+        read_tree(tmp_path).load_order(["link0"])
 
 
 def test_without_modules(system: System) -> None:

@@ -267,7 +267,20 @@ def test_setup_names_what_is_missing(
     (machine.bin / WANTED[package]).unlink()
     done = machine.setup(LINUX_SOURCE="./linux.tar.xz")
     command = f"sudo apt-get install -y --no-install-recommends {package}\n"
-    assert (done.returncode, done.stderr) == (1, f"setup: {package} is missing; run: {command}")
+    assert (done.returncode, done.stderr) == (1, f"setup: not found: {package}; run: {command}")
+
+
+def test_setup_names_all_that_is_missing_at_once(machine: Machine) -> None:
+    """A library and each program that /sbin doesn't have; its order is that of the list."""
+    names = ["flex", "bison", "bc"]
+    gone = [name for name in names if not shutil.which(name, path="/usr/sbin:/sbin")]
+    for name in gone:
+        (machine.bin / name).unlink()
+    machine.add(["cc"], f'{READ}; [[ "$*" != *-lelf* ]]')
+    done = machine.setup(LINUX_SOURCE="./linux.tar.xz")
+    packages = " ".join([*gone, "libelf-dev"])
+    command = f"sudo apt-get install -y --no-install-recommends {packages}\n"
+    assert (done.returncode, done.stderr) == (1, f"setup: not found: {packages}; run: {command}")
 
 
 def test_setup_names_a_missing_library(machine: Machine) -> None:

@@ -25,7 +25,7 @@ from cowork_nsrun.guest.agent import Agent
 from cowork_nsrun.guest.agent import Settings as CommandSettings
 from cowork_nsrun.guest.compile import translate
 from cowork_nsrun.guest.kernel import Kernel
-from cowork_nsrun.guest.machine import Machine, Size
+from cowork_nsrun.guest.machine import Machine, Size, wait_for_agent
 from cowork_nsrun.guest.template import Template, Zygote, key
 from cowork_nsrun.guest.view import Export, view_bytes
 from cowork_nsrun.guest.vmm import Ended, GuestError, Monitor, Settings, StreamRefused, find_beside
@@ -39,17 +39,13 @@ SECOND = 1_000_000_000
 AGE = 5
 #: of what a clone may be wrong by, in seconds; far less than the age
 TOLERANCE = 2
+#: seconds that a guest may take to boot, emulated and on a busy machine
+PATIENCE = 900.0
 
 
 def wait_ready(monitor: Monitor) -> None:
     """Until the agent listens."""
-    while True:
-        try:
-            Agent(monitor.connect).info()
-        except StreamRefused:
-            time.sleep(0.01)
-        else:
-            return
+    wait_for_agent(monitor, PATIENCE)
 
 
 def view_of(*exports: Export) -> BinaryIO:

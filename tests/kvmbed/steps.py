@@ -135,6 +135,11 @@ SOAKS = (
         ROOT_JOB,
         (Step("vsock-soak", ("tests/vmm/test_vsock.py",), 7200, {"NSRUN_VSOCK_MIB": "4200"}),),
     ),
+    # 10,000 small files, 500 random operations
+    Machine(
+        ROOT_JOB,
+        (Step("fs-soak", ("tests/fs/test_fs_guest.py",), 7200, {"NSRUN_FS_FULL": "1"}),),
+    ),
     Machine(
         ROOT_JOB,
         (Step("snapshot-soak", ("tests/guest/test_template.py",), 7200, {"NSRUN_CLONES": "100"}),),

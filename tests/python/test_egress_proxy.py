@@ -664,6 +664,8 @@ def test_any_bytes_are_answered_or_closed(fuzzed: Proxied, data: bytes) -> None:
     )
 )  # fmt: skip
 @example(answer=GOOD_ANSWER)
+@example(answer=b"HTTP/1.0 100 Proxy-Authenticate\r\n\r\n")
+@example(answer=b"HTTP/1.1 204 X\r\nProxy-Authenticate: x\r\n\r\n")
 def test_any_answer_of_a_server_is_passed_on_or_an_error(fuzzed: Proxied, answer: bytes) -> None:
     """A server may say what it likes: its client hears HTTP, or the end."""
 

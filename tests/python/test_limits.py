@@ -813,6 +813,23 @@ def janitor_with(records: Sequence[bytes]) -> int:
     return 0
 
 
+def test_its_owner_may_end_without_a_word() -> None:
+    """As the one of all sandboxes of a process does: no warning of a socket left open."""
+    script = (
+        "import gc\n"
+        "from cowork_nsrun.janitor import Janitor\n"
+        "from cowork_nsrun.program import find_program\n"
+        "made = Janitor(find_program())\n"
+        "del made\n"
+        "gc.collect()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-X", "dev", "-c", script],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_it_removes_cgroups_and_nothing_else(cgroups: Cgroups, lack: Lack, shared: Path) -> None:
     need(cgroups, lack, "pids")
     plain = shared / "nsrun-plain"

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -37,6 +38,7 @@ static void map(int protection)
 static void call(const char *name)
 {
 	struct iovec iov = { .iov_base = &pair, .iov_len = 0 };
+	struct epoll_event event;
 	char byte = 0;
 
 #define CASE(word, what) \
@@ -59,6 +61,7 @@ static void call(const char *name)
 	CASE("inet-socket", socket(AF_INET, SOCK_STREAM, 0));
 	CASE("unix-socket", socket(AF_UNIX, SOCK_STREAM, 0));
 	CASE("random", getrandom(&byte, 1, 0));
+	CASE("wait", epoll_wait(-1, &event, 1, 0));
 	CASE("open", openat(AT_FDCWD, "/dev/null", O_RDONLY));
 	CASE("write-disk", pwritev(pair[0], &iov, 1, 0));
 	CASE("make-directory", mkdirat(-1, "x", 0700));

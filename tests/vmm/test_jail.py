@@ -36,6 +36,7 @@ CALLS: dict[str, set[str]] = {
     "inet-socket": set(),
     "unix-socket": set(),
     "random": MAIN,
+    "wait": {*MAIN, "fs"},
     "open": FILES,
     "write-disk": {"disk", *MAIN, *FILES},
     "make-directory": FILES,

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,11 @@ from vmmlib import (
     run,
 )
 
+from cowork_nsrun.guest import vmm
+from cowork_nsrun.guest.image import Image
+from cowork_nsrun.guest.machine import wait_for_agent
 from cowork_nsrun.guest.view import Export, view_bytes
+from cowork_nsrun.guest.vmm import GuestError
 
 Guest = Callable[[str], Path]
 Lack = Callable[[str], NoReturn]
@@ -354,3 +359,31 @@ def test_exports_without_a_file_server(guest: Guest) -> None:
         machine.expect(RUNNING)
         machine.send(EXPORTS, 0, 7, [null.fileno()])
         assert machine.expect(NOT_EXPORTED) == Record(NOT_EXPORTED, errno.ENODEV, 7)
+
+
+def booted(kernel: Path) -> vmm.Monitor:
+    """A guest of ours where one with an agent is expected."""
+    with kernel.open("rb") as vmlinux, tempfile.TemporaryFile() as initramfs:
+        initramfs.write(b"none")
+        initramfs.flush()
+        return vmm.Monitor(Image(vmlinux, initramfs), vmm.Settings())
+
+
+def test_an_agent_that_never_listens(guest: Guest) -> None:
+    """The guest goes on for ever; what its console says is told."""
+    with booted(guest("ticker")) as machine:
+        while b"tick 1\r" not in machine.console and b"tick 1\n" not in machine.console:
+            assert machine.wait(0.01) is None, machine.failure()
+        with pytest.raises(GuestError, match=r"was not there after 0\.1 seconds") as caught:
+            wait_for_agent(machine, 0.1)
+        assert "guest: tick " in caught.value.text
+
+
+def test_a_guest_that_dies_before_its_agent_listens(guest: Guest) -> None:
+    """It crashes by a word of its command line, which is the one of all guests."""
+    with (
+        booted(guest("hello")) as machine,
+        pytest.raises(GuestError, match="the guest crashed") as caught,
+    ):
+        wait_for_agent(machine, 3600)
+    assert f"cmdline {vmm.COMMAND_LINE}" in caught.value.text
