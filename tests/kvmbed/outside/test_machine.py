@@ -69,6 +69,20 @@ def test_time_limit() -> None:
     assert "no end after 6 s" in done.stderr
 
 
+INTERRUPTS = """
+count() { awk '/virtio/ { n += $2 } END { print n }' /proc/interrupts; }
+before=$(count)
+sleep 5
+echo $(($(count) - before))
+"""
+
+
+def test_idle_machine_is_interrupted() -> None:
+    """Twice a second, or as often as the driver gets its turn."""
+    done = bed("--", "sh", "-c", INTERRUPTS)
+    assert int(done.stdout) >= 4, done
+
+
 STAND_STILL = """
 for pid in $(pgrep -f /run/bed/main); do
     [ "$pid" = 1 ] || kill -STOP "$pid"
