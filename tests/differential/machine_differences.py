@@ -49,9 +49,11 @@ MOUNT = re.compile(r"seen\.mounts\.(?P<point>.*)@(?P<depth>\d+)(?P<same>'*)\.(?P
 
 
 def words(case: Case) -> tuple[str, ...]:
-    """Of the command line, and of what --args may read."""
+    """Of the command line, with the paths of its descriptors, and of what --args may read."""
     texts = (spec.content.decode("latin-1") for spec in case.fds.values())
-    return (*case.argv, *(word for text in texts for word in text.split("\0")))
+    paths = {f"{{fd:{name}}}": spec.path for name, spec in case.fds.items() if spec.path}
+    given = (paths.get(word, word) for word in case.argv)
+    return (*given, *(word for text in texts for word in text.split("\0")))
 
 
 def unshares(case: Case, name: str) -> bool:
@@ -159,7 +161,7 @@ def binds(given: Sequence[str]) -> list[tuple[str, str]]:
     return [
         (source.rstrip("/"), dest.rstrip("/"))
         for option, source, dest in zip(given, given[1:], given[2:], strict=False)
-        if re.fullmatch(r"--(ro-|dev-)?bind(-try)?", option)
+        if re.fullmatch(r"--(ro-|dev-)?bind(-try|-fd)?", option)
     ]
 
 
