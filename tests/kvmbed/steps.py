@@ -55,6 +55,8 @@ CORE = ("tests/python/test_run.py", "tests/python/test_plan.py", "tests/tiers")
 VMM = tuple(f"tests/vmm/test_{name}.py" for name in ("stock", "devices", "monitor", "jail"))
 EXEC = "tests/guest/test_exec.py"
 POOL = "tests/guest/test_pool_machines.py"
+WARM = "tests/guest/test_warm_machines.py"
+GUEST_LIMITS = "tests/guest/test_machine_limits.py"
 MACHINES = "tests/differential/test_machine.py"
 #: what make guest-kernel builds; taken into the bed when it is there
 OWN_KERNEL = "build/guest-kernel/boot/vmlinuz"
@@ -66,8 +68,8 @@ TESTS = (
         ROOT_JOB,
         (
             Step("microvm-root", (EXEC, "--every=2")),
-            Step("pool-root", (POOL, "--every=2", "--first=1")),
-            Step("warm-root", ("tests/guest/test_warm_machines.py",)),
+            Step("pool-root", (POOL, "--every=3", "--first=1")),
+            Step("warm-root", (WARM, "--every=2")),
             Step(
                 "sessions-root",
                 ("tests/cowork/test_machine_sessions.py", "tests/confine/test_threats.py"),
@@ -77,18 +79,18 @@ TESTS = (
             Step("egress-root", ("tests/guest/test_egress.py",)),
             Step("agent-root", ("tests/guest/test_agent_guest.py",)),
             Step("fs-root", ("tests/fs/test_fs_guest.py",)),
-            Step("differential-machine", (MACHINES, "--every=37")),
+            Step("differential-machine", (MACHINES, "--every=73")),
         ),
     ),
     Machine(
         ROOT_JOB,
         (
-            Step("core-root", (*CORE, "--every=2")),
+            Step("core-root", (*CORE, "--every=4")),
             # the cases of the user are run by root too
-            Step("hostile-root", ("tests/hostile", "--every=4")),
+            Step("hostile-root", ("tests/hostile", "--every=6")),
             Step(
                 "differential-root",
-                ("tests/differential", f"--ignore={MACHINES}", "--every=23"),
+                ("tests/differential", f"--ignore={MACHINES}", "--every=43"),
                 environment={"NSRUN_HYPOTHESIS_EXAMPLES": "4"},
             ),
             Step("limits-root", (LIMITS, "--every=2")),
@@ -100,26 +102,26 @@ TESTS = (
         ),
     ),
     Machine(
-        KVM_JOB,
-        (
-            Step("guest-boot", ("tests/guest/test_vmm.py", "tests/guest/test_intruder.py")),
-            Step("limits-guest", ("tests/guest/test_machine_limits.py",)),
-            Step("kills-user", ("tests/guest/test_kills.py",)),
-            Step("walls-kvm", ("tests/vmm/test_walls.py",)),
-        ),
-    ),
-    Machine(
         LONE_KVM_JOB,
         (
             Step("microvm-user", (EXEC,)),
-            Step("pool-user", (POOL, "--every=2")),
+            Step("pool-user", (POOL, "--every=3", "--first=2")),
             Step("egress-user", ("tests/guest/test_egress.py",)),
             Step("bed-kvm", AS_USER),
             Step("vmm-kvm", (*VMM, "--every=4")),
         ),
     ),
-    Machine(ROOT_JOB, (Step("bed-root", INSIDE),)),
+    Machine(
+        KVM_JOB,
+        (
+            Step("guest-boot", ("tests/guest/test_vmm.py", "tests/guest/test_intruder.py")),
+            Step("limits-guest", (GUEST_LIMITS, "--every=2")),
+            Step("kills-user", ("tests/guest/test_kills.py",)),
+            Step("walls-kvm", ("tests/vmm/test_walls.py",)),
+        ),
+    ),
     Machine(None, (Step("driver", ("tests/kvmbed/outside",)),)),
+    Machine(ROOT_JOB, (Step("bed-root", INSIDE),)),
     Machine(
         DELEGATED_JOB,
         (
@@ -156,8 +158,11 @@ SOAKS = (
             Step("core-soak", CORE, 1800),
             Step("limits-soak", (LIMITS,)),
             Step("hostile-soak", ("tests/hostile",), 3600),
+            Step("warm-soak", (WARM,), 1800),
         ),
     ),
+    Machine(KVM_JOB, (Step("limits-guest-soak", (GUEST_LIMITS,), 1800),)),
+    Machine(LONE_KVM_JOB, (Step("pool-soak", (POOL,), 1800),)),
     # guests of the kernel that make guest-kernel builds; not run where it was not built
     Machine(
         ROOT_JOB,
