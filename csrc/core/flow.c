@@ -82,14 +82,15 @@ int nsr_flow_open(struct nsr_flow *flow, int input, int output)
 }
 
 /*
- * Only the end of the command is waited for.  So the ends that it writes to stay open here
- * as well: the end of its output, which comes a moment before, would wake us for nothing.
+ * The ends that it writes to are closed as well: the end of its output, a moment before that
+ * of the command, finds us awake for the latter.  Kept open, a run is one sleep less, and a
+ * processor that sleeps longer answers later: a command of a pool took a third more.
  */
 void nsr_flow_started(struct nsr_flow *flow)
 {
 	int saved_errno = errno;
 
-	close_each(flow->stdio, &flow->theirs, INPUT);
+	close_each(flow->stdio, &flow->theirs, ALL);
 	errno = saved_errno;
 }
 
