@@ -610,7 +610,7 @@ class Flow:
         return bool(self._flow.left)
 
     def started(self) -> None:
-        """Close the input that the command has a copy of; :meth:`serve` does that as well."""
+        """Close what the command has copies of; :meth:`serve` does that as well."""
         lib.nsr_flow_started(self._flow)
 
     def end_input(self) -> None:

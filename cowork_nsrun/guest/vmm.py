@@ -78,6 +78,14 @@ class Record(IntEnum):
     NOT_SAVED = 77
 
 
+#: answers with an errno, in words
+_FAILURES: dict[int, str] = {
+    Record.NOT_SAVED: "the machine can't be saved",
+    Record.NOT_CHECKED: "the files of the machine are not as they were",
+    Record.NOT_EXPORTED: "the monitor can't share these files",
+}
+
+
 class Wall(IntFlag):
     """What holds a monitor, as it says itself; csrc/vmm/walls.h."""
 
@@ -435,14 +443,8 @@ class Monitor(Closing):
             log.debug("the monitor says %d, %d, %d to nobody", kind, port, value)
         elif kind == Record.REFUSED:
             future.set_exception(StreamRefused(f"the guest refuses a stream to its port {port}"))
-        elif kind == Record.NOT_SAVED:
-            text = f"the machine can't be saved: {os.strerror(port)}"
-            future.set_exception(GuestError(text, errno=port))
-        elif kind == Record.NOT_CHECKED:
-            text = f"the files of the machine are not as they were: {os.strerror(port)}"
-            future.set_exception(GuestError(text, errno=port))
-        elif kind == Record.NOT_EXPORTED:
-            text = f"the monitor can't share these files: {os.strerror(port)}"
+        elif kind in _FAILURES:
+            text = f"{_FAILURES[kind]}: {os.strerror(port)}"
             future.set_exception(GuestError(text, errno=port))
         else:
             future.set_result(port)

@@ -30,7 +30,6 @@ from cowork_nsrun.guest.exec import own_settings
 from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import (
-    BOOT_PATIENCE,
     Guest,
     Machine,
     Size,
@@ -38,7 +37,7 @@ from cowork_nsrun.guest.machine import (
     wait_for_agent,
 )
 from cowork_nsrun.guest.view import view_bytes, view_file
-from cowork_nsrun.guest.vmm import GuestError, Settings, find_beside
+from cowork_nsrun.guest.vmm import GuestError, find_beside
 from cowork_nsrun.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -241,13 +240,13 @@ def _restored(saved: Saved, translation: Translation) -> Guest:
         GuestError: the template is of no use: most likely a file has changed.
     """
     with ExitStack() as on_error, view_file(translation.exports) as view, view_file(()) as none:
-        settings: Settings = machine_settings(Size(), view)
+        settings = machine_settings(Size(), view)
         monitor = on_error.enter_context(template.Template(saved.file, settings).restore())
         monitor.wait_running()
         # it has what it serves from the start, and gets no more
         monitor.export(none, last=True)
         guest = Guest(monitor, shared={translation.exports: 0})
-        wait_for_agent(monitor, BOOT_PATIENCE)
+        wait_for_agent(monitor)
         monitor.pause()
         on_error.pop_all()
     return guest

@@ -82,9 +82,9 @@ int nsr_flow_open(struct nsr_flow *flow, int input, int output)
 }
 
 /*
- * The ends that it writes to are closed as well: the end of its output, a moment before that
- * of the command, finds us awake for the latter.  Kept open, a run is one sleep less, and a
- * processor that sleeps longer answers later: a command of a pool took a third more.
+ * All of them: the end of its output, a moment before that of the command, wakes us for
+ * the latter.  With those ends kept open a run is one sleep less, and a longer one, from
+ * which a processor wakes later: a command of a pool took a third more.
  */
 void nsr_flow_started(struct nsr_flow *flow)
 {

@@ -175,9 +175,9 @@ struct nsr_stdio {
 	int theirs[3];
 };
 
-/* 0 or -errno; nsr_stdio_close in either case. */
-int nsr_stdio_open(struct nsr_command *command, struct nsr_stdio *stdio);
-/* From here on bytes flow, by our ends, which are the streams' then.  -errno with diag filled. */
+/* Both: 0, or -errno with diag filled; nsr_stdio_close in either case. */
+int nsr_stdio_open(struct nsr_command *command, struct nsr_stdio *stdio, struct nsr_diag *diag);
+/* From here on bytes flow, by our ends, which are the streams' then. */
 int nsr_stdio_join(struct nsr_command *command, struct nsr_stdio *stdio, struct nsr_diag *diag);
 /* What is left of it. */
 void nsr_stdio_close(struct nsr_stdio *stdio);

@@ -169,9 +169,7 @@ int nsr_command_start(struct nsr_command *command, struct nsr_diag *diag)
 	ret = check_ids(&command->settings->head, own_userns, diag);
 	if (ret)
 		return ret;
-	ret = nsr_stdio_open(command, &stdio);
-	if (ret)
-		nsr_diag_errno(diag, -ret, "Can't make the command's stdio");
+	ret = nsr_stdio_open(command, &stdio, diag);
 	if (!ret)
 		ret = nsr_limits_make(command, diag);
 	if (!ret)

@@ -81,7 +81,7 @@ static int open_terminal(struct nsr_stdio *stdio, const struct nsr_settings *set
 	return fchmod(slave, TERMINAL_MODE) ? -errno : give(settings, slave);
 }
 
-int nsr_stdio_open(struct nsr_command *command, struct nsr_stdio *stdio)
+static int open_streams(struct nsr_command *command, struct nsr_stdio *stdio)
 {
 	const struct nsr_settings *settings = &command->settings->head;
 	int role = NSR_ROLE_STDIN, ret = 0;
@@ -102,6 +102,13 @@ int nsr_stdio_open(struct nsr_command *command, struct nsr_stdio *stdio)
 		ret = nsr_stream_there(&command->stream[role]) ?
 		      open_pipe(stdio, role, settings) : open_null(stdio, role);
 	return ret;
+}
+
+int nsr_stdio_open(struct nsr_command *command, struct nsr_stdio *stdio, struct nsr_diag *diag)
+{
+	int ret = open_streams(command, stdio);
+
+	return ret ? nsr_diag_errno(diag, -ret, "Can't make the command's stdio") : 0;
 }
 
 int nsr_stdio_join(struct nsr_command *command, struct nsr_stdio *stdio, struct nsr_diag *diag)

@@ -132,9 +132,7 @@ static int go_on(struct nsr_command *command, struct nsr_command *kept, const vo
 
 	if (ret)
 		return ret;
-	ret = nsr_stdio_open(command, &stdio);
-	if (ret)
-		nsr_diag_errno(diag, -ret, "Can't make the command's stdio");
+	ret = nsr_stdio_open(command, &stdio, diag);
 	if (!ret)
 		ret = nsr_limits_set(command, diag);
 	if (!ret)

@@ -331,7 +331,7 @@ enum {
  * or the caller's own, /dev/null where that is closed.  0 or -errno, and nothing is open.
  */
 int nsr_flow_open(struct nsr_flow *flow, int input, int output);
-/* The command has its copies: from now on it is seen when it wants no more input. */
+/* The command has its copies: from now on the ends of its streams are seen. */
 void nsr_flow_started(struct nsr_flow *flow);
 /* All is written: the command reads an end of file. */
 void nsr_flow_end_input(struct nsr_flow *flow);
