@@ -171,8 +171,6 @@ int main(int argc, char **argv)
     int vm = ioctl(kvm, KVM_CREATE_VM, 0);
     if (vm < 0)
         die("/dev/kvm");
-    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000UL) < 0 || ioctl(vm, KVM_CREATE_IRQCHIP, 0) < 0)
-        die("KVM_CREATE_IRQCHIP");
     uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_NORESERVE | (restore ? 0 : MAP_ANONYMOUS), file,
                            restore ? STATE_BYTES : 0);
@@ -182,6 +180,9 @@ int main(int argc, char **argv)
                                                  .userspace_addr = (uintptr_t)memory};
     if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) < 0)
         die("KVM_SET_USER_MEMORY_REGION");
+    /* behind the memory, which takes milliseconds otherwise */
+    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000UL) < 0 || ioctl(vm, KVM_CREATE_IRQCHIP, 0) < 0)
+        die("KVM_CREATE_IRQCHIP");
     int cpu = ioctl(vm, KVM_CREATE_VCPU, 0);
     size_t run_size = (size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
     struct kvm_run *run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, cpu, 0);
