@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 
 from cowork_nsrun.errors import NsrunError, TimeoutExpired
@@ -45,21 +46,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     return reported(lambda: _carry_out(word, rest))
 
 
-def reported(work: Callable[[], int], name: str = "nsrun", *, levels: bool = False) -> int:
-    """The exit status of some work, with a line for an error.
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How messages begin.
 
-    Arguments:
-        name: what the line begins with.
-        levels: before it is the line's level, as ``--level-prefix`` wants it.
+    Attributes:
+        name: the program's.
+        levels: their level comes first, as ``--level-prefix`` wants it: ``<3>`` is an error,
+            ``<4>`` a warning, as in sd-daemon(3).
     """
-    level = "<3>" if levels else ""
+
+    name: str = "nsrun"
+    levels: bool = False
+
+    def error(self, text: object) -> None:
+        """What was asked for is not done."""
+        self._say(3, text)
+
+    def warning(self, text: object) -> None:
+        """It is done, but not as it should be."""
+        self._say(4, text)
+
+    def _say(self, level: int, text: object) -> None:
+        prefix = f"<{level}>" if self.levels else ""
+        sys.stderr.write(f"{prefix}{self.name}: {text}\n")
+
+
+NSRUN = Voice()
+
+
+def reported(work: Callable[[], int], voice: Voice = NSRUN) -> int:
+    """The exit status of some work, with a line for an error."""
     try:
         return work()
     except TimeoutExpired as error:
-        sys.stderr.write(f"{level}{name}: {error}\n")
+        voice.error(error)
         return TIMED_OUT
     except NsrunError as error:
-        sys.stderr.write(f"{level}{name}: {error}\n")
+        voice.error(error)
         return FAILED
     except KeyboardInterrupt:
         return 128 + 2

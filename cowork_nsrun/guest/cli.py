@@ -96,7 +96,7 @@ def _exec(options: argparse.Namespace) -> int:
         loopback=options.allow_loopback,
         life_fd=options.life_fd,
     )
-    return reported(lambda: execute(request), levels=request.levels)
+    return reported(lambda: execute(request), request.voice)
 
 
 def _keep(options: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import sys
 import termios
 import time
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cowork_nsrun._native import PlanFlag
+from cowork_nsrun.cli import NSRUN, Voice
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.guest.agent import Command, Outlet, Settings
 from cowork_nsrun.guest.compile import Translation, translate
@@ -40,6 +40,7 @@ class Request:
         status_fd: gets a JSON object a line of what happens; -1: nobody asks.
         loopback: with the host's network, the guest reaches its 127.0.0.1 as 10.0.2.2.
         life_fd: its end ends everything, and bytes are signals to send; -1: there is none.
+        name: of the program, which its messages begin with.
     """
 
     plan: Plan
@@ -49,11 +50,12 @@ class Request:
     status_fd: int = -1
     loopback: bool = False
     life_fd: int = -1
+    name: str = "nsrun"
 
     @property
-    def levels(self) -> bool:
-        """Whether messages begin with their level."""
-        return bool(self.plan.flags & PlanFlag.LEVEL_PREFIX)
+    def voice(self) -> Voice:
+        """How messages begin."""
+        return Voice(self.name, bool(self.plan.flags & PlanFlag.LEVEL_PREFIX))
 
 
 def execute(request: Request) -> int:
@@ -118,7 +120,7 @@ def _execute(request: Request, tell: Teller) -> int:
             _record(translation.status, {"stand-in-pid": os.getpid()})
             limits = request.limits.within(translation.limits)
             with run_in(machine, translation, limits, streams) as command:
-                status = stand_for(command, machine, forwarding, tell)
+                status = stand_for(command, machine, forwarding, tell, request.voice)
         except NsrunError as error:
             raise machine.explain(error) from None
     # nobody reads any more: that changes nothing for the command
@@ -145,11 +147,11 @@ def _record(fd: int | None, record: dict[str, int]) -> None:
         raise NsrunError(text, errno=error.errno or 0) from None
 
 
-def _say_lost(network: Network | None) -> None:
+def _say_lost(network: Network | None, voice: Voice) -> None:
     """A command is never offline without a word."""
     failure = network.failure() if network is not None else None
     if failure is not None:
-        sys.stderr.write(f"nsrun: the command lost its network: {failure.text}\n")
+        voice.warning(f"the command lost its network: {failure.text}")
 
 
 def own_settings(limits: Limits) -> Settings:
@@ -205,7 +207,13 @@ def run_in(machine: Guest, translation: Translation, limits: Limits, streams: St
     )
 
 
-def stand_for(command: Command, machine: Guest, forwarding: Forwarding, tell: Teller) -> int:
+def stand_for(
+    command: Command,
+    machine: Guest,
+    forwarding: Forwarding,
+    tell: Teller,
+    voice: Voice = NSRUN,
+) -> int:
     """Be the command's process here until it has ended; returns its exit status.
 
     Raises:
@@ -213,7 +221,7 @@ def stand_for(command: Command, machine: Guest, forwarding: Forwarding, tell: Te
     """
     forwarding.to(command)
     status = relay(command, lambda: tell({"started": True}))
-    _say_lost(machine.network)
+    _say_lost(machine.network, voice)
     usage = command.usage
     if usage is not None:
         tell({"exit": status, "cpu_ns": usage.cpu_ns, "peak": usage.peak,

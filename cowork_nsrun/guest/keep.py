@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
 import json
 import os
 import resource
@@ -23,7 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 from cowork_nsrun._native import Number
@@ -44,7 +43,7 @@ from cowork_nsrun.guest.kernel import Kernel, choose
 from cowork_nsrun.guest.limits import Limits
 from cowork_nsrun.guest.machine import Guest, Machine
 from cowork_nsrun.guest.standin import Forwarding
-from cowork_nsrun.guest.view import Export, view_bytes
+from cowork_nsrun.guest.view import view_digest
 from cowork_nsrun.guest.vmm import Elsewhere, Ends, Monitor, Running, find_beside
 from cowork_nsrun.guest.warm import Saved, clone, message, wake
 from cowork_nsrun.plan import Extras, Plan
@@ -86,8 +85,8 @@ class Place:
 
     def close(self) -> None:
         """Its owner sees that."""
-        fds = (self.plan, self.status, self.life, self.line, self.directory, self.outlet)
-        for fd in fds:
+        for name in _DESCRIPTORS:
+            fd = getattr(self, name)
             if fd >= 0:
                 os.close(fd)
 
@@ -99,8 +98,8 @@ class Place:
         return read_plan(self.plan).with_extras(Extras(numbers={Number.LISTEN_FD: self.outlet}))
 
 
-#: of a place, at most
-_FDS = 6
+#: of a place, in the order in which they come; a sandbox without egress rules has no outlet
+_DESCRIPTORS = tuple(each.name for each in fields(Place) if each.name != "warm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class _Made:
 
     Attributes:
         pid: of its monitor.
-        view: what is shared of the host's files, see :func:`_digest`.
+        view: what is shared of the host's files, see :func:`view_digest`.
         first: the number of the first of them.
         warm: a program waits in it, and it stands still.
         cold: why not, though one was to.
@@ -358,7 +357,7 @@ def _identities(kernel: Kernel) -> list[str]:
 def _asked(control: socket.socket) -> Place | None:
     """The next request; None at the end."""
     try:
-        data, fds, _, _ = socket.recv_fds(control, 1, _FDS, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = socket.recv_fds(control, 1, len(_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None
     return Place(*fds, warm=data == WARM) if data else None
@@ -376,10 +375,6 @@ def _has_come(line: int) -> bool:
 def _tell_of(error: OSError, place: Place) -> None:
     text = f"nsrun vm keep: {error.strerror}"
     Teller(place.status).failure(NsrunError(text, errno=error.errno or 0))
-
-
-def _digest(exports: tuple[Export, ...]) -> str:
-    return hashlib.sha256(view_bytes(exports)).hexdigest()
 
 
 # --- the forked processes ---------------------------------------------------------------------
@@ -405,7 +400,7 @@ def _make(place: Place, gift: socket.socket, kernel: Kernel | None) -> int:
             try:
                 machine.wait_ready()
                 first = machine.share(parked.exports, last=True)
-                view = _digest(parked.exports)
+                view = view_digest(parked.exports)
                 if not parked.network:
                     _give(gift, machine, {"view": view, "first": first})
                     os._exit(0)
@@ -431,7 +426,7 @@ def _make_warm(place: Place, gift: socket.socket, kernel: Kernel | None, warm: _
         if saved is not None:
             told["key"] = saved.key
         files = [] if saved is None else [saved.file.fileno()]
-        view = _digest(parked.exports)
+        view = view_digest(parked.exports)
         _give(gift, made.guest, {"view": view, "first": made.first, **told}, files)
         os._exit(0)
 
@@ -509,7 +504,7 @@ def _receive(line: socket.socket, plan: Plan, view: str) -> _Handed:
     try:
         command = read_plan(fds[0])
         translation = translate(streams.adopt(plan.with_command(command)))
-        same = _digest(translation.exports) == view
+        same = view_digest(translation.exports) == view
     except (NsrunError, ValueError):
         same = False
     if not same:

@@ -13,7 +13,7 @@ import sys
 # nothing that the imports make is garbage: looking for some takes a tenth of their time
 gc.disable()
 
-from cowork_nsrun.cli import reported  # noqa: E402
+from cowork_nsrun.cli import Voice, reported  # noqa: E402
 from cowork_nsrun.guest.exec import Request, execute, read_plan  # noqa: E402
 
 gc.freeze()
@@ -22,9 +22,10 @@ gc.enable()
 
 def main(fd: int, name: str) -> int:
     """Run the plan; returns the exit status."""
-    request = Request(read_plan(fd))
-    return reported(lambda: execute(request), name, levels=request.levels)
+    request = Request(read_plan(fd), name=name)
+    return reported(lambda: execute(request), request.voice)
 
 
 if __name__ == "__main__":
-    sys.exit(reported(lambda: main(int(sys.argv[1]), sys.argv[2])))
+    # whether levels are wanted is not known before the plan is
+    sys.exit(reported(lambda: main(int(sys.argv[1]), sys.argv[2]), Voice(sys.argv[2])))

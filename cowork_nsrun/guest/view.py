@@ -6,6 +6,7 @@ The format is described in csrc/vmm/fs/view.h.
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import struct
 from collections.abc import Sequence
@@ -105,6 +106,15 @@ def view_bytes(exports: Sequence[Export]) -> bytes:
     """
     body = struct.pack("<I", len(exports)) + b"".join(map(_export, exports))
     return struct.pack("<III", MAGIC, VERSION, 12 + len(body)) + body
+
+
+def view_digest(exports: Sequence[Export]) -> str:
+    """By which views are told apart.
+
+    Raises:
+        ValueError: as for :func:`view_bytes`.
+    """
+    return hashlib.sha256(view_bytes(exports)).hexdigest()
 
 
 def view_file(exports: Sequence[Export]) -> BinaryIO:

@@ -36,7 +36,7 @@ from cowork_nsrun.guest.machine import (
     machine_settings,
     wait_for_agent,
 )
-from cowork_nsrun.guest.view import view_bytes, view_file
+from cowork_nsrun.guest.view import view_digest, view_file
 from cowork_nsrun.guest.vmm import GuestError, find_beside
 from cowork_nsrun.plan import Plan
 
@@ -142,13 +142,8 @@ def _key(kernel: Kernel | None, plan: Plan, translation: Translation) -> str:
         settings = machine_settings(Size(), view)
         base = "" if kernel is None else template.key(kernel, find_beside("nsrun-agent"), settings)
     caller = replace(own_settings(Limits()), clock_ns=None, entropy=None, rows=0, columns=0)
-    parts = [FORMAT, base, repr(caller)]
-    parts += [_digest(data) for data in (plan.to_bytes(), view_bytes(translation.exports))]
-    return cache.key(parts)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    words = hashlib.sha256(plan.to_bytes()).hexdigest()
+    return cache.key([FORMAT, base, repr(caller), words, view_digest(translation.exports)])
 
 
 def _cold_one(kernel: Kernel | None, translation: Translation, why: str) -> Clone:

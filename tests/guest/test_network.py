@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import zlib
@@ -104,11 +105,13 @@ print(len(data), zlib.crc32(data))
 """
 
 
+ONLINE = ("--unshare-all", "--share-net", "--ro-bind", "/", "/")
+
+
 def fetched(*options: str, host: str, port: int) -> subprocess.CompletedProcess[str]:
     """A command in a microVM that shares the host's network, and fetches something."""
     python = [sys.executable, "-I", "-S", "-c", FETCH, host, str(port)]
-    plan = ["--unshare-all", "--share-net", "--ro-bind", "/", "/"]
-    command = [find_program(), "vm", "exec", *options, "--", *plan, *python]
+    command = [find_program(), "vm", "exec", *options, "--", *ONLINE, *python]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -127,3 +130,32 @@ def test_a_plan_with_the_hosts_names(kernel: Kernel, slirp: None, resolver: Reso
     with resolver({"some.test": HOST}), tcp_server(sender(b"by name")) as server:
         done = fetched("--allow-loopback", host="some.test", port=server.port)
     assert done.stdout == f"7 {zlib.crc32(b'by name')}\n", done.stderr
+
+
+def child_called(name: str, pid: int) -> int:
+    """The child of that process whose program is called so."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text().strip() == name:
+            return int(child)
+    raise AssertionError(f"no {name}")
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_network_that_dies_is_told(kernel: Kernel, slirp: None, killed: bool) -> None:
+    """The command goes on, but is never offline without a word."""
+    words = ["--backend", "kvm", "--level-prefix", *ONLINE, "sh", "-c", "echo there; read x"]
+    with subprocess.Popen(
+        ["bwrap", *words],
+        executable=find_program(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"there\n", command.communicate()
+        if killed:
+            os.kill(child_called("nsrun-slirp", command.pid), signal.SIGKILL)
+        _, said = command.communicate(b"\n")
+    assert command.returncode == 0
+    lost = b"<4>bwrap: the command lost its network: nsrun-slirp was killed by SIGKILL\n"
+    assert said == (lost if killed else b"")
