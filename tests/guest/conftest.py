@@ -23,6 +23,7 @@ TESTS = GUEST.parent
 sys.path[:0] = [str(TESTS / "python"), str(TESTS / "vmm")]
 
 from leftovers import processes_with  # noqa: E402 - found by the line above
+from machines_left import running, wait_until_nothing_is_left  # noqa: E402
 
 UNPRIVILEGED = 12345
 
@@ -58,6 +59,15 @@ def marker() -> Iterator[str]:
     value = f"1000.{time.monotonic_ns() % 10**9}"
     yield value
     assert processes_with(value) == []
+
+
+@pytest.fixture
+def no_machines_left(kernel: Kernel) -> Iterator[None]:
+    """Of one test's machines, before the next counts its own."""
+    assert not running("nsrun-vmm")
+    assert not processes_with("keep")
+    yield
+    wait_until_nothing_is_left()
 
 
 @pytest.fixture(scope="module", params=["caller", "unprivileged"])

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from leftovers import census, processes_with
+from machines_left import running, wait_until_nothing_is_left
 from net_servers import sender, tcp_server
 
 from cowork_nsrun import (
@@ -31,7 +32,8 @@ from cowork_nsrun import (
     SpecError,
     TimeoutExpired,
 )
-from cowork_nsrun.guest.kernel import Kernel
+
+pytestmark = pytest.mark.usefixtures("no_machines_left")
 
 SPEC = Sandbox.minimal().replace(backend="kvm")
 BACKEND = "microVM (KVM)"
@@ -40,33 +42,6 @@ BACKEND = "microVM (KVM)"
 def full(pool: Pool) -> Pool:
     assert pool.wait_full()
     return pool
-
-
-def running(name: str) -> list[int]:
-    """Processes of a program, whoever their parent is; those that are only ending are not."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            head, _, rest = path.read_text().rpartition(")")
-        except OSError:
-            continue
-        if head.partition("(")[2] == name and rest.split()[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def wait_until_nothing_is_left() -> None:
-    while running("nsrun-vmm") or running("nsrun-slirp") or processes_with("keep"):
-        time.sleep(0.02)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(kernel: Kernel) -> Iterator[None]:
-    """Of one test's machines, before the next counts its own."""
-    assert not running("nsrun-vmm")
-    assert not processes_with("keep")
-    yield
-    wait_until_nothing_is_left()
 
 
 def test_commands_get_machines_that_are_ready() -> None:

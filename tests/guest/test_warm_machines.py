@@ -11,16 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from leftovers import processes_with
-from test_pool_machines import running, wait_until_nothing_is_left
+from machines_left import wait_until_nothing_is_left
 
 from cowork_nsrun import PIPE, Pool, Sandbox, SpecError
-from cowork_nsrun.guest.kernel import Kernel
 from cowork_nsrun.warm import python
+
+pytestmark = pytest.mark.usefixtures("no_machines_left")
 
 INTERPRETER = f"{sys.base_prefix}/bin/python3"
 SPEC = (
@@ -42,15 +41,6 @@ print(json.dumps({
     "hash": hash("shared"),
 }))
 """
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(kernel: Kernel) -> Iterator[None]:
-    """Of one test's machines, before the next counts its own."""
-    assert not running("nsrun-vmm")
-    assert not processes_with("keep")
-    yield
-    wait_until_nothing_is_left()
 
 
 def warmed(pool: Pool) -> Pool:
