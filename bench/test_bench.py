@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench import api, cases, cli, contenders, document, helpers, measure, service, targets
+from bench import api, cases, cli, contenders, document, helpers, measure, service, table, targets
 from bench.contenders import BASE, Contender, Setting
 from bench.measure import Report, Result
 
@@ -257,6 +257,17 @@ def test_target_across_cases(large: float, met: bool) -> None:
     what = "run(), 2 GiB touched / 20 MiB"
     (verdict,) = (v for v in targets.judge_all(results) if v.what == what)
     assert (verdict.measured, verdict.met) == (large, met)
+
+
+@pytest.mark.parametrize(("ours", "met"), [(4.2, True), (3.9, False)])
+def test_a_target_stands_beside_the_floor(ours: float, met: bool) -> None:
+    """What the hand-written program reaches is shown, and is no excuse."""
+    names = {"run(), threads": ours, api.API_FLOOR: 3.8, api.API_BASE: 1.0}
+    results = [Result("rate-2", "user", name, 1, 0, per_second=n) for name, n in names.items()]
+    what = "run(), threads, 2 at a time, over bwrap's"
+    (verdict,) = (v for v in targets.judge_all(results) if v.what == what)
+    assert (verdict.measured, verdict.floor, verdict.met) == (ours, 3.8, met)
+    assert "3.800" in table.verdict_row(verdict)
 
 
 def test_short_memory_is_said() -> None:
