@@ -82,22 +82,19 @@ async def service(home: Path) -> AsyncIterator[Client]:
     run.mkdir(mode=0o700)
     (home / "proj").mkdir()
     env = {"HOME": str(home), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(run)}
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "cowork_nsrun.cli", "serve", "-socket", str(run / "s")],
-        env={**env, "COWORK_VM_BACKEND": "bwrap"},
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        client = Client(*await asyncio.open_unix_connection(run / "s", limit=16 << 20))
-        client.ask("subscribeEvents", {})
-        assert (await client.hear())["success"]
-        yield client
-        client.close()
-    finally:
-        process.terminate()
-        process.wait()
+    words = [sys.executable, "-I", "-m", "cowork_nsrun.cli", "serve", "-socket", str(run / "s")]
+    env["COWORK_VM_BACKEND"] = "bwrap"
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            client = Client(*await asyncio.open_unix_connection(run / "s", limit=16 << 20))
+            client.ask("subscribeEvents", {})
+            assert (await client.hear())["success"]
+            yield client
+            client.close()
+        finally:
+            process.terminate()
 
 
 def bwrap_words(home: Path, script: str) -> list[str]:
