@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections import Counter
@@ -83,6 +84,16 @@ def lack(note_lack: Note) -> Lack:
         pytest.skip(reason)
 
     return skip
+
+
+@pytest.fixture(scope="session")
+def localhost(lack: Lack) -> str:
+    """A name that the system's resolver knows; a bare system may lack /etc/hosts."""
+    try:
+        socket.gethostbyname("localhost")
+    except socket.gaierror as error:
+        lack(f"the name localhost is not known, see /etc/hosts: {error.strerror}")
+    return "localhost"
 
 
 @pytest.fixture(scope="session")

@@ -1010,14 +1010,14 @@ def test_in_a_loop_of_the_callers() -> None:
         asyncio.run(main(port))
 
 
-def test_the_systems_resolver() -> None:
+def test_the_systems_resolver(localhost: str) -> None:
     with server(echo) as port:
         listener = socket.create_server(("127.0.0.1", 0))
         own = listener.getsockname()[1]
-        rules = EgressRules(allow=[Rule("localhost", allow_private=True), "no-such.invalid"])
+        rules = EgressRules(allow=[Rule(localhost, allow_private=True), "no-such.invalid"])
         with EgressThread(rules, [listener]):
             for target, answer in (
-                (f"localhost:{port}", b"HTTP/1.1 200 "),
+                (f"{localhost}:{port}", b"HTTP/1.1 200 "),
                 ("no-such.invalid:1", b"HTTP/1.1 502 "),
             ):
                 with socket.create_connection(("127.0.0.1", own)) as sock:
