@@ -266,7 +266,9 @@ class Channels:
         (directory / "console.log").write_bytes(self._read("console"))
         if data:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                archive.extractall(directory, filter="data")
+                # which Debian 12's Python 3.11.2 does not know
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(directory)
 
 
 def _stream(

@@ -176,10 +176,11 @@ def run_apart(running: set[subprocess.Popen[bytes]], machine: Machine) -> list[O
     running.add(process)
     output, _ = process.communicate()
     running.remove(process)
-    shown, _, told = output.rpartition(TOLD.encode())
+    shown, mark, told = output.partition(TOLD.encode())
     sys.stdout.buffer.write(shown)
     sys.stdout.flush()
-    if process.returncode not in (0, 1) or not told:
+    # it died, or was ended, before it could tell
+    if process.returncode or not mark:
         return [Outcome(step, process.returncode or BROKEN) for step in machine.steps]
     facts = json.loads(told)
     return [Outcome(step, *facts[step.name]) for step in machine.steps]
