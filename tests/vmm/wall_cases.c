@@ -19,6 +19,7 @@
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -97,7 +98,7 @@ static int attempt_it(void)
 	CASE("move-in", rename("other/file", "shared/moved"));
 	CASE("link-in", link("other/file", "shared/linked"));
 	CASE("execute", execl("shared/program", "program", "executed", NULL));
-	CASE("make-device", mknod("shared/device", S_IFCHR | 0600, 0));
+	CASE("make-device", mknod("shared/device", S_IFCHR | 0600, makedev(1, 3)));
 	CASE("signal", kill((pid_t)number, 0));
 	CASE("tcp", connect_tcp());
 	CASE("abstract", connect_abstract());
