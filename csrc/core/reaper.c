@@ -13,7 +13,6 @@
  * pid 1 execs it at once, and the payload's process makes the sandbox meanwhile.
  */
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 
 #include "caps.h"
@@ -117,15 +116,16 @@ static long exec_reaper(struct nsr_ctx *ctx, int payload)
 	return SYS5(SYS_execveat, ctx->reaper_fd, "", argv, envp, NSR_AT_EMPTY_PATH);
 }
 
-static int clone_payload(struct nsr_ctx *ctx)
+static long clone_payload(struct nsr_ctx *ctx)
 {
 	uint32_t *word = &ctx->clear_tid[1];
 	const unsigned long flags = NSR_CLONE_VM | NSR_CLONE_PARENT_SETTID |
 				    NSR_CLONE_CHILD_CLEARTID | SIGCHLD;
 
 	/* set by the kernel once there is a child: we may be killed before or within the call */
-	return clone(payload_main, ctx->cold->payload_stack + sizeof(ctx->cold->payload_stack),
-		     (int)flags, ctx, word, NULL, word);
+	return nsr_clone(payload_main,
+			 ctx->cold->payload_stack + sizeof(ctx->cold->payload_stack), flags, ctx,
+			 word, word);
 }
 
 /*
@@ -146,9 +146,9 @@ int nsr_reaper_become(struct nsr_ctx *ctx)
 	ctx->reaper_pid = (int)SYS0(SYS_getpid);
 	/* where the caller ignores it, nobody would learn how the payload ended */
 	nsr_default_action(SIGCHLD);
-	payload = clone_payload(ctx);
+	payload = (int)clone_payload(ctx);
 	if (payload < 0)
-		return nsr_fail(ctx, NSR_STEP_FORK, -errno);
+		return nsr_fail(ctx, NSR_STEP_FORK, payload);
 	ret = close_fds(ctx);
 	if (ret < 0)
 		return nsr_fail(ctx, NSR_STEP_CLOSE_FDS, ret);
@@ -200,9 +200,9 @@ _Noreturn void nsr_reaper_first(struct nsr_ctx *ctx)
 	ctx->reaper_pid = (int)SYS0(SYS_getpid);
 	nsr_default_action(SIGCHLD);
 	prepare_first(ctx);
-	payload = clone_payload(ctx);
+	payload = (int)clone_payload(ctx);
 	if (payload < 0)
-		fail_first(ctx, NSR_STEP_FORK, -errno);
+		fail_first(ctx, NSR_STEP_FORK, payload);
 	ret = close_fds(ctx);
 	if (ret < 0)
 		fail_first(ctx, NSR_STEP_CLOSE_FDS, ret);

@@ -9,7 +9,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -247,18 +246,18 @@ static int clone_shared(struct nsr_ctx *ctx, int *pidfd)
 	const int flags = NSR_CLONE_VM | NSR_CLONE_PIDFD | NSR_CLONE_CHILD_CLEARTID |
 			  NSR_CLONE_NEWNS | (int)ctx->facts.unshare | SIGCHLD;
 	uint64_t before;
-	int pid, err;
+	int pid;
 
 	/* a handler of the caller's must not run on the child's stack */
 	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, SIGSET_BYTES);
 	ctx->clear_tid[0] = 1;
-	pid = clone(nsr_child_main, ctx->cold->child_stack + sizeof(ctx->cold->child_stack), flags, ctx,
-		    pidfd, NULL, &ctx->clear_tid[0]);
-	err = errno;
+	pid = (int)nsr_clone(nsr_child_main,
+			     ctx->cold->child_stack + sizeof(ctx->cold->child_stack),
+			     (unsigned long)flags, ctx, pidfd, &ctx->clear_tid[0]);
 	if (pid < 0)
 		ctx->clear_tid[0] = 0;
 	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, SIGSET_BYTES);
-	return pid < 0 ? -err : pid;
+	return pid;
 }
 
 static int not_open(int64_t fd, struct nsr_diag *diag)
@@ -489,17 +488,16 @@ static int open_program_channels(struct nsr_ctx *ctx, struct nsr_plan *copy)
 static int clone_program(struct nsr_ctx *ctx, struct program *p, struct nsr_child *child)
 {
 	const uint64_t all = ~0ULL;
-	int err;
 
 	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &all, &p->sigmask, SIGSET_BYTES);
 	/* the program execs at once: no harm in waiting, and its words may lie on our stack */
-	child->pid = clone(program_main, ctx->cold->child_stack + sizeof(ctx->cold->child_stack),
-			   NSR_CLONE_VM | NSR_CLONE_VFORK | NSR_CLONE_PIDFD | SIGCHLD, p,
-			   &child->pidfd);
-	err = errno;
+	child->pid = (int)nsr_clone(program_main,
+				    ctx->cold->child_stack + sizeof(ctx->cold->child_stack),
+				    NSR_CLONE_VM | NSR_CLONE_VFORK | NSR_CLONE_PIDFD | SIGCHLD, p,
+				    &child->pidfd, NULL);
 	SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &p->sigmask, 0, SIGSET_BYTES);
 	if (child->pid < 0)
-		return -err;
+		return child->pid;
 	lift_pidfd(&child->pidfd);
 	return 0;
 }

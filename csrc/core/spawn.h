@@ -338,6 +338,13 @@ _Noreturn void nsr_reaper_first(struct nsr_ctx *ctx);
 int nsr_parent_of(int pid);
 int nsr_pidfd_wait(int pidfd);
 
+/*
+ * clone.S: as clone(2), with one of its ids or descriptors at parent_tid and child_tid; fn's
+ * result is the exit status.  The pid, or -errno; child
+ */
+long nsr_clone(int (*fn)(void *arg), void *stack, unsigned long flags, void *arg, void *parent_tid,
+	       void *child_tid);
+
 /* child.c: the first process of the sandbox, from clone to exec; child */
 int nsr_child_main(void *ctx);
 /* Namespaces, mounts, rights, directory. */
