@@ -124,7 +124,8 @@ async def _run(found: endpoint.Endpoint, settings: Settings, backend: Backend, l
     # not by add_signal_handler(): its one pipe can be full of other news, and the signal lost
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: loop.call_soon_threadsafe(_signalled, got, ended))
-    listener = await loop.create_unix_server(server.connection, sock=found.socket)
+    # create_unix_server() removes the socket since Python 3.13, which may be systemd's
+    listener = await loop.create_server(server.connection, sock=found.socket)
     lifecycle("listening %s", found.path)
     with suppress(OSError, ValueError):
         sys.stdout.write(f"[{NAME}] Service started on {found.path}\n")
