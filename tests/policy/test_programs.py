@@ -201,7 +201,7 @@ int main(void){pthread_t t;pthread_create(&t,0,f,0);pthread_join(t,0);return 4;}
         bzip2 -k d/f && bzcat d/f.bz2 | head -1
     """),
     "text tools": Program("awk", """
-        seq 99 >n; find . -type f -newer /etc/passwd -exec grep -c 9 {} +; grep -rl 42 .
+        seq 99 >n; find . -type f -newer /bin/sh -exec grep -c 9 {} +; grep -rl 42 .
         sed -i s/9/x/g n
         awk '{s+=$1} END {print s}' n
         awk 'BEGIN{"echo sub"|getline l; print l; system("echo sys")}'

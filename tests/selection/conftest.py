@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hostlib import Lack, build  # noqa: E402
 from worlds import Tools  # noqa: E402
 
 DEBIAN_BWRAP = Path("/usr/bin/bwrap")
+UNPRIVILEGED = 12345
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +58,14 @@ def set_user_id(tools: Tools, lack: Lack) -> Path:
         lack("no /usr/bin/bwrap: the fallback to a bwrap that is allowed what nsrun is not")
     directory = tools.directory / "set-user-id"
     directory.mkdir()
-    shutil.copy(DEBIAN_BWRAP, directory / "bwrap")
-    (directory / "bwrap").chmod(0o4755)
+    bwrap = directory / "bwrap"
+    shutil.copy(DEBIAN_BWRAP, bwrap)
+    bwrap.chmod(0o4755)
+    words = [bwrap, "--ro-bind", "/", "/", "true"]
+    tried = subprocess.run(words, user=UNPRIVILEGED, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        # Debian 13's, for one, is built without
+        lack(f"no set-user-id bwrap: {tried.stderr.strip()}")
     return directory
 
 
