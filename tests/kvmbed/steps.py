@@ -67,7 +67,7 @@ TESTS = (
     Machine(
         ROOT_JOB,
         (
-            Step("microvm-root", (EXEC, "--every=2")),
+            Step("microvm-root", (EXEC, "--every=4")),
             Step("pool-root", (POOL, "--every=3", "--first=1")),
             Step("warm-root", (WARM, "--every=2")),
             Step(
@@ -79,13 +79,13 @@ TESTS = (
             Step("egress-root", ("tests/guest/test_egress.py",)),
             Step("agent-root", ("tests/guest/test_agent_guest.py",)),
             Step("fs-root", ("tests/fs/test_fs_guest.py",)),
-            Step("differential-machine", (MACHINES, "--every=73")),
+            Step("differential-machine", (MACHINES, "--every=146")),
         ),
     ),
     Machine(
         ROOT_JOB,
         (
-            Step("core-root", (*CORE, "--every=4")),
+            Step("core-root", (*CORE, "--every=8")),
             # the cases of the user are run by root too
             Step("hostile-root", ("tests/hostile", "--every=6")),
             Step(
