@@ -8,7 +8,7 @@ from html import escape
 
 from bench.api import API_BASE, API_FLOOR, BARE
 from bench.cases import API_CASES, CASES, ApiCase, Case
-from bench.contenders import BASE
+from bench.contenders import BASE, FLOOR
 from bench.measure import Report, Result
 
 WIDTH = 840
@@ -20,7 +20,7 @@ GAP = 6
 GROUP_GAP = 18
 MOST_STEPS = 8
 LONG_MS = 100  # from here on, no decimals
-COLOURS = {"nsrun": "#2a9d8f", "floor": "#8ab8b2", BASE: "#e07a3f", "bwrap, system": "#eab08c"}
+COLOURS = {"nsrun": "#2a9d8f", FLOOR: "#8ab8b2", BASE: "#e07a3f", "bwrap, system": "#eab08c"}
 API_COLOURS = {
     "run()": "#2a9d8f",
     "run(), no capture": "#2a9d8f",

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     word, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
     if word not in WORDS:
         known = ", ".join(WORDS)
-        sys.stderr.write(f"nsrun: {word or 'no word'}: unknown; there are: {known}\n")
+        NSRUN.error(f"{word or 'no word'}: unknown; there are: {known}")
         return USAGE
     return reported(lambda: _carry_out(word, rest))
 

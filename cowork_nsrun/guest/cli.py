@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from cowork_nsrun.cli import reported
+from cowork_nsrun.cli import NSRUN, reported
 from cowork_nsrun.guest.exec import Request, execute, read_plan
 from cowork_nsrun.guest.kernel import VARIABLE, Kernel, find_kernels
 from cowork_nsrun.guest.limits import Limits
@@ -60,7 +60,7 @@ def _kernels(options: argparse.Namespace) -> int:
             words = (kernel.release, str(kernel.path), kernel.origin, _verdict(kernel))
             sys.stdout.write("\t".join(words) + "\n")
     if not found:
-        sys.stderr.write(f"nsrun: no kernel found; install one, or name one by {VARIABLE}\n")
+        NSRUN.error(f"no kernel found; install one, or name one by {VARIABLE}")
     return 0 if any(kernel.fit for kernel in found) else 1
 
 
@@ -73,7 +73,7 @@ def _size(text: str) -> int:
 
 def _exec(options: argparse.Namespace) -> int:
     if (options.plan is None) == (not options.words):
-        sys.stderr.write("nsrun: vm exec takes --plan FD, or bwrap's options and a command\n")
+        NSRUN.error("vm exec takes --plan FD, or bwrap's options and a command")
         return USAGE
     if options.plan is not None:
         plan = read_plan(options.plan)

@@ -176,8 +176,8 @@ def run_apart(running: set[subprocess.Popen[bytes]], machine: Machine) -> list[O
     running.add(process)
     output, _ = process.communicate()
     running.remove(process)
-    shown, mark, told = output.partition(TOLD.encode())
-    sys.stdout.buffer.write(shown)
+    shown, mark, told = output.rpartition(TOLD.encode())
+    sys.stdout.buffer.write(shown if mark else output)
     sys.stdout.flush()
     # it died, or was ended, before it could tell
     if process.returncode or not mark:
