@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -114,6 +115,12 @@ def _serve(path: str) -> None:
     sys.exit(serve(["-socket", path]))
 
 
+def _listens(path: str) -> bool:
+    """The path is there a moment before it is listened on."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
 def run(user: int | None, home: str, runtime: str) -> None:
     """In a forked process: Python itself need not be there for the user to start."""
     if user is not None:
@@ -126,7 +133,7 @@ def run(user: int | None, home: str, runtime: str) -> None:
     path = os.path.join(runtime, "claude-cowork-vm.sock")
     service = multiprocessing.get_context("fork").Process(target=_serve, args=(path,))
     service.start()
-    wait_for(lambda: os.path.exists(path), "the service does not listen")
+    wait_for(lambda: _listens(path), "the service does not listen")
     try:
         with Client(path) as pipe, Client(path) as events:
             boot(path, Path(home), pipe, events)
