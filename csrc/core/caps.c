@@ -85,6 +85,16 @@ int nsr_caps_bound(uint64_t keep)
 	return 0;
 }
 
+int nsr_caps_no_root(void)
+{
+	/* capabilities(7): SECBIT_NOROOT, _NO_SETUID_FIXUP, _NO_CAP_AMBIENT_RAISE, all locked */
+	enum { NOROOT = 1, NO_SETUID_FIXUP = 4, KEEP_CAPS = 0x10, NO_AMBIENT = 0x40 };
+	const int set = NOROOT | NO_SETUID_FIXUP | NO_AMBIENT;
+	const int locked = (set | KEEP_CAPS) << 1;
+
+	return (int)SYS5(SYS_prctl, NSR_PR_SET_SECUREBITS, set | locked, 0, 0, 0);
+}
+
 int nsr_caps_limit(uint64_t keep)
 {
 	struct nsr_cap_header header = { NSR_CAP_VERSION_3, 0 };

@@ -17,6 +17,13 @@ int nsr_caps_write(uint64_t caps);
 /* Take what is not in keep from the bounding set. */
 int nsr_caps_bound(uint64_t keep);
 
+/*
+ * From now on no exec(2) gives any, not even to uid 0: for a program that gives up its own,
+ * and runs none that should have some.  It is one call, where nsr_caps_bound makes 41 that
+ * copy the credentials each.
+ */
+int nsr_caps_no_root(void);
+
 /* Take it from the permitted, effective and inheritable sets, too. */
 int nsr_caps_limit(uint64_t keep);
 

@@ -127,11 +127,29 @@ int nsr_op_dev(struct nsr_ctx *ctx, const struct nsr_op *op)
 	return nsr_mounted(ctx, op, target);
 }
 
+/*
+ * In a user namespace of ours one id is mapped.  What is another's than that is not writable:
+ * no file there is so for everybody, and capabilities are good for mapped owners alone
+ * (user_namespaces(7)).  Each name that is not looked up spares the kernel a dentry and an inode.
+ */
+static int proc_is_foreign(const struct nsr_ctx *ctx, int proc)
+{
+	struct nsr_statx st;
+
+	if (!(ctx->facts.unshare & NSR_CLONE_NEWUSER) ||
+	    ctx->plan->number[NSR_USERNS_BLOCK_FD] != -1)
+		return 0;
+	return SYS5(SYS_statx, proc, "", NSR_AT_EMPTY_PATH, NSR_STATX_UID, &st) >= 0 &&
+	       st.mask & NSR_STATX_UID && st.uid != ctx->facts.setup_uid;
+}
+
 /* What could harm the machine is read-only, should it be writable at all. */
 static int cover_proc(struct nsr_ctx *ctx, int proc)
 {
 	static const char *const names[] = { "sys", "sysrq-trigger", "irq", "bus" };
 
+	if (proc_is_foreign(ctx, proc))
+		return 0;
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 		long ret = SYS3(SYS_faccessat, proc, names[i], W_OK_BIT);
 

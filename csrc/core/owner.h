@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * owner.h - whoever wanted the sandbox, at the other end of a pipe.
+ * owner.h - whoever wanted the sandbox, at the other end of a pipe or a socket.
  *
- * The end of the pipe is the owner's end.  A byte is the number of a signal for
+ * The end of that is the owner's end.  A byte is the number of a signal for
  * everybody inside: only pid 1 can reach them all without naming a pid that may
  * be another process by then.
  */
@@ -16,7 +16,7 @@
 #include "sys.h"
 
 enum nsr_owner_flag {
-	NSR_OWNER_ENDS = 1,         /* the pipe's end is the sandbox's */
+	NSR_OWNER_ENDS = 1,         /* its end is the sandbox's */
 	NSR_OWNER_SIGNALS = 2,      /* a byte is a signal for everybody inside */
 };
 
@@ -96,7 +96,8 @@ static void nsr_owner_heard(int signal_number, const siginfo_t *info, void *cont
 			n = SYS3(SYS_read, nsr_owner.fd, &order, sizeof(order));
 		if (n > 0)
 			nsr_owner_obey(&order, n);
-	} while (n > 0 || n == -EINTR);
+	/* reset: it left without having read all that we said */
+	} while (n > 0 || n == -EINTR || n == -ECONNRESET);
 	if (!n && nsr_owner.flags & NSR_OWNER_ENDS)
 		SYS1(SYS_exit_group, 1);
 }

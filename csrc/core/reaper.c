@@ -68,7 +68,7 @@ static int payload_main(void *arg)
 static int close_fds(struct nsr_ctx *ctx)
 {
 	const int keep[] = { ctx->status_w, (int)ctx->plan->number[NSR_SYNC_FD], ctx->release_w,
-			     ctx->life_r, ctx->reaper_fd, ctx->share_vm ? ctx->bpf_fd : -1,
+			     ctx->reaper_fd, ctx->share_vm ? ctx->bpf_fd : -1,
 			     (int)ctx->plan->number[NSR_LIFE_FD] };
 
 	return nsr_close_but(keep, sizeof(keep) / sizeof(keep[0]));
@@ -95,10 +95,10 @@ static int give_up_rights(struct nsr_ctx *ctx)
 /* The reaper's own program; it replaces this process, memory and all.  -errno. */
 static long exec_reaper(struct nsr_ctx *ctx, int payload)
 {
-	const int values[] = { payload, ctx->status_w, ctx->release_w, ctx->life_r, ctx->bpf_fd,
+	const int values[] = { payload, ctx->status_w, ctx->release_w, ctx->bpf_fd,
 			       nsr_owner_flags(ctx->plan),
 			       (int)ctx->plan->number[NSR_TIMEOUT_MS] };
-	enum { FIRST_FD = 1, LAST_FD = 4 };
+	enum { FIRST_FD = 1, LAST_FD = 3 };
 	enum { N = sizeof(values) / sizeof(values[0]) };
 	const char *const envp[1] = { NULL };
 	const char *argv[N + 2] = { "nsrun-reaper" };
@@ -207,8 +207,8 @@ _Noreturn void nsr_reaper_first(struct nsr_ctx *ctx)
 	if (ret < 0)
 		fail_first(ctx, NSR_STEP_CLOSE_FDS, ret);
 	if (ctx->facts.unshare & NSR_CLONE_NEWUSER)
-		ret = nsr_caps_bound(ctx->facts.caps);
-	if (ret < 0)
+		ret = nsr_caps_no_root();
+	if (ret < 0 && ret != -EPERM)
 		fail_first(ctx, NSR_STEP_BOUNDING, ret);
 	fail_first(ctx, NSR_STEP_REAPER, exec_reaper(ctx, payload));
 }

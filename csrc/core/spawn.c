@@ -155,10 +155,8 @@ static int open_life(struct nsr_ctx *ctx)
 
 static int open_reaper(struct nsr_ctx *ctx)
 {
-	int ret = open_life(ctx);
+	int ret = open_pipe(&ctx->release_r, &ctx->release_w);
 
-	if (!ret)
-		ret = open_pipe(&ctx->release_r, &ctx->release_w);
 	if (ret)
 		return ret;
 	if (ctx->reaper_fd < 0)
@@ -364,7 +362,9 @@ static int finish(struct nsr_ctx *ctx, int ret, int saved_errno, struct nsr_chil
 	if (!ret) {
 		child->shared = ctx;
 		child->status_fd = ctx->status_r;
-		child->life_fd = ctx->life_w;
+		/* a reaper of ours listens where it reports */
+		child->life_fd = ctx->share_vm && ctx->facts.with_reaper ? ctx->status_r :
+								   ctx->life_w;
 		child->park_fd = ctx->park_w;
 		child->exec_fd = ctx->exec_r;
 	}

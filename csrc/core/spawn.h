@@ -146,7 +146,7 @@ struct nsr_ctx {
 	int inner_pidfd;            /* of the process it belongs to; -1: our child */
 	int stdio[3];               /* -1: inherit */
 	int lifted[3];              /* copies of those made above 2 */
-	int life_r;                 /* the reaper ends the sandbox on its EOF */
+	int life_r;                 /* the nsrun program ends the sandbox on its EOF */
 	int life_w;
 	int release_r;              /* the payload waits here for the reaper */
 	int release_w;

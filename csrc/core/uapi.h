@@ -73,6 +73,7 @@ struct nsr_open_how {
 #define NSR_MNT_DETACH 2
 
 #define NSR_STATX_TYPE 0x1u
+#define NSR_STATX_UID 0x8u
 #define NSR_STATX_INO 0x100u
 #define NSR_STATX_MNT_ID 0x1000u
 #define NSR_STATX_ATTR_MOUNT_ROOT 0x2000u
@@ -160,6 +161,7 @@ struct nsr_landlock_port_attr {
 #define NSR_PR_SET_SECCOMP 22
 #define NSR_PR_CAPBSET_READ 23
 #define NSR_PR_CAPBSET_DROP 24
+#define NSR_PR_SET_SECUREBITS 28
 #define NSR_PR_SET_CHILD_SUBREAPER 36
 #define NSR_PR_SET_NO_NEW_PRIVS 38
 #define NSR_PR_CAP_AMBIENT 47

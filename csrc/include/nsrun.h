@@ -231,7 +231,7 @@ struct nsr_child {
 	int pidfd;                  /* pid 1 inside, or the nsrun program outside */
 	int inner_pidfd;            /* pid 1 inside where that is another; -1: not known */
 	int status_fd;              /* readable when nsr_child_read has something */
-	int life_fd;                /* closing it ends the sandbox; -1: none */
+	int life_fd;                /* orders go in here, and its end ends the sandbox; -1: none */
 	int park_fd;                /* a command can be handed over here; -1: no, or done */
 	int exec_fd;                /* ends once the exec has succeeded, or failed; -1: untold */
 	int parked;                 /* it is ready for one */

@@ -2,7 +2,7 @@
 /*
  * reaper.c - pid 1 of a sandbox that was started in process.
  *
- *   nsrun-reaper PAYLOAD STATUS RELEASE LIFE SECCOMP OWNER MILLISECONDS
+ *   nsrun-reaper PAYLOAD STATUS RELEASE SECCOMP OWNER MILLISECONDS
  *
  * A pid, fds, enum nsr_owner_flag, the time that there is; an empty word stands
  * for "none", 0 for no end of time.  The process that execs this shared its
@@ -14,11 +14,12 @@
 #include "reaper_loop.h"
 #include "small.h"
 
-enum { ARGC = 8 };
+enum { ARGC = 7 };
 
-static void watch_owner(int life, int flags, int status_fd, int milliseconds)
+/* It hears the end where it reports it: the socket goes both ways. */
+static void watch_owner(int flags, int status_fd, int milliseconds)
 {
-	long ret = nsr_owner_watch(life, flags, status_fd, (uint64_t)milliseconds);
+	long ret = nsr_owner_watch(status_fd, flags, status_fd, (uint64_t)milliseconds);
 
 	if (ret < 0)
 		nsr_small_fail(status_fd, NSR_STEP_REAPER, ret, "");
@@ -45,10 +46,9 @@ _Noreturn void nsr_reaper_main(long argc, const char *const *argv)
 	status_fd = nsr_small_number(argv[2]);
 	release = nsr_small_number(argv[3]);
 	drop_caps(status_fd);
-	watch_owner(nsr_small_number(argv[4]), nsr_small_number(argv[6]), status_fd,
-		    nsr_small_number(argv[7]));
+	watch_owner(nsr_small_number(argv[5]), status_fd, nsr_small_number(argv[6]));
 	/* the payload loads the same; without them here it could borrow our rights */
-	nsr_small_load_filters(nsr_small_number(argv[5]), status_fd);
+	nsr_small_load_filters(nsr_small_number(argv[4]), status_fd);
 	if (SYS3(SYS_write, release, "", 1) != 1)
 		nsr_small_fail(status_fd, NSR_STEP_REAPER, -EPIPE, "");
 	SYS1(SYS_close, release);
