@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from cowork_nsrun import _native
@@ -22,6 +23,7 @@ from cowork_nsrun.spec import (
     Dev,
     Dir,
     File,
+    Limits,
     Mqueue,
     Operation,
     Overlay,
@@ -34,6 +36,7 @@ from cowork_nsrun.spec import (
     TmpOverlay,
 )
 
+NO_LIMITS = Limits()
 TEMPLATES = 64  # compiled specs that are kept
 
 _AT_DEST = {
@@ -44,25 +47,39 @@ _AT_DEST = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A spec and its plan.
+
+    Attributes:
+        lone: see :func:`lone_template`.
+    """
+
+    spec: Sandbox
+    native: _native.Plan
+    lone: bool
+
+
 class _Templates:
     """What was compiled of the specs that were used last: most are used many times."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[int, tuple[Sandbox, _native.Plan]] = OrderedDict()
+        self._known: OrderedDict[int, _Template] = OrderedDict()
 
-    def get(self, spec: Sandbox) -> _native.Plan:
-        """The plan of a spec, without a command."""
+    def get(self, spec: Sandbox) -> _Template:
+        """That of a spec."""
         # by identity, since comparing takes longer than compiling; a spec that is held here
         # has its identity for itself
         with self._lock:
             found = self._known.get(id(spec))
             if found is not None:
                 self._known.move_to_end(id(spec))
-                return found[1]
-        made = _compile_spec(spec)
+                return found
+        lone = is_lone(spec) and spec.timeout is None and not spec.on_host
+        made = _Template(spec, _compile_spec(spec), lone)
         with self._lock:
-            self._known[id(spec)] = (spec, made)
+            self._known[id(spec)] = made
             if len(self._known) > TEMPLATES:
                 self._known.popitem(last=False)
         return made
@@ -82,7 +99,25 @@ def template(spec: Sandbox) -> _native.Plan:
     # what deny lists come to depends on what is there now
     if spec.deny_read or spec.deny_write:
         return _compile_spec(spec)
-    return _templates().get(spec)
+    return _templates().get(spec).native
+
+
+def lone_template(spec: Sandbox) -> _native.Plan | None:
+    """The same if the sandbox has nothing outside, and a life as long as its command's."""
+    if spec.deny_read or spec.deny_write:
+        return None
+    try:
+        found = _templates().get(spec)
+    except NsrunError:
+        # whoever compiles it next will say so
+        return None
+    return found.native if found.lone else None
+
+
+def is_lone(spec: Sandbox) -> bool:
+    """Whether the sandbox has nothing outside: no limits, no way out, no names that are held."""
+    outside = spec.egress is not None or spec.veth or spec.deny_write
+    return spec.limits == NO_LIMITS and not outside
 
 
 def _after_fork() -> None:
@@ -181,6 +216,11 @@ def _block(environment: Mapping[str, str]) -> bytes:
 @cache
 def _inherited() -> _Inherited:
     return _Inherited()
+
+
+def inherited() -> Mapping[str, str]:
+    """The caller's environment, not to be changed."""
+    return _inherited().get()[0]
 
 
 def environment_of(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]:

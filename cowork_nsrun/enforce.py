@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cowork_nsrun._native import Number
+from cowork_nsrun.compiling import is_lone
 from cowork_nsrun.denies import hold_names
 from cowork_nsrun.errors import NsrunError, SpecError
 from cowork_nsrun.handle import Enforcement
@@ -24,7 +25,6 @@ from cowork_nsrun.spec import (
     BindData,
     BindFd,
     Dev,
-    Limits,
     Mqueue,
     Operation,
     Proc,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_LIMITS = Limits()
 #: where a guest has them
 _GUEST_CGROUPS = "/sys/fs/cgroup/nsrun-0"
 
@@ -89,7 +88,7 @@ def enforce(
     Raises:
         LimitError: a limit can't be had, and the spec does not say ``best_effort``.
     """
-    if spec.limits == NO_LIMITS and within is None and not _needs_more(spec):
+    if within is None and is_lone(spec):
         return Enforced()
     enforced = _limit(spec, within)
     try:
@@ -105,10 +104,6 @@ def enforce(
         enforced.give_back()
         raise
     return replace(enforced, enforcement=replace(enforced.enforcement, outlet=outlet))
-
-
-def _needs_more(spec: Sandbox) -> bool:
-    return bool(spec.egress is not None or spec.veth or spec.deny_write)
 
 
 def _limit(spec: Sandbox, within: Group | None) -> Enforced:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SIGNAL_BASE = 128
 # asked for once: each answer is a new set of enumeration members
 SIGNALS = frozenset(signal.valid_signals())
+EARLY_END = "the sandbox was ended before the command could start"
 LONGEST_POLL = 86400.0  # seconds; poll(2) counts milliseconds in an int
 
 Stdio = tuple[int, int, int]
@@ -71,6 +72,12 @@ class Usage:
 
 
 NO_USAGE = Usage(0, None)
+
+
+def signal_of(code: int) -> int | None:
+    """The signal that an exit status tells of; None: none."""
+    number = code - SIGNAL_BASE
+    return number if number in SIGNALS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +208,7 @@ class Handle:
             return Ending.OUT_OF_MEMORY
         if code and usage.pids_refused:
             return Ending.OUT_OF_PIDS
-        number = code - SIGNAL_BASE
-        return Ending.SIGNALED if number in SIGNALS else Ending.EXITED
+        return Ending.SIGNALED if signal_of(code) else Ending.EXITED
 
     def _check_owner(self) -> None:
         if not self.is_ours():
@@ -295,7 +301,7 @@ class Handle:
         usage = self._enforcement.cgroup.usage() if self._enforcement.cgroup else None
         if usage is not None and usage.oom_kills:
             return "the memory limit is too small to set the sandbox up"
-        return "the sandbox was ended before the command could start"
+        return EARLY_END
 
     def _finish(self) -> None:
         """No process of the sandbox but a dying pid 1 is left when this returns."""

@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, overload
 
-from cowork_nsrun._native import Flow, Number, PlanFlag
+from cowork_nsrun import straight
+from cowork_nsrun._native import Flow, Number, PlanFlag, Run
 from cowork_nsrun.closing import Closing
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import CommandError, NsrunError, SpecError, TimeoutExpired
-from cowork_nsrun.handle import NO_USAGE, SIGNAL_BASE, SIGNALS, Ending, Handle, Usage, start
+from cowork_nsrun.handle import NO_USAGE, Ending, Handle, Usage, signal_of, start
 from cowork_nsrun.plan import Extras, Plan, milliseconds
+from cowork_nsrun.runner import IN_PROCESS
 from cowork_nsrun.spec import Sandbox
 from cowork_nsrun.streams import Ends, Ours, OutOfTime, Pump, Stream, Terminal
 
@@ -589,6 +591,10 @@ def run(
         TimeoutExpired: the time was up.
     """
     begin = time.monotonic_ns()
+    if on_egress is None:
+        lone = straight.start(spec, argv, data=as_data(input), capture=capture, cwd=cwd, env=env)
+        if lone is not None:
+            return _finish_lone(lone, argv, timeout=timeout, text=text, begin=begin)
     timeout = spec.timeout if timeout is None else timeout
     flow = Flow.opened(as_data(input), capture)
     try:
@@ -684,6 +690,32 @@ def finish(
             flow.close()
 
 
+def _finish_lone(
+    run: Run, argv: Argv, *, timeout: float | None, text: bool, begin: int
+) -> Result[bytes] | Result[str]:
+    """The same for one that :mod:`cowork_nsrun.straight` has started."""
+    output, in_time = straight.finish(run, None if timeout is None else begin / 1e9 + timeout)
+    total_ns = time.monotonic_ns() - begin
+    if not in_time:
+        assert timeout is not None
+        raise TimeoutExpired(timeout, *(output if run.captures else (None, None)))
+    code = run.exit_status
+    words = tuple(map(os.fspath, argv))
+    number = signal_of(code)
+    cpu_ns, peak = run.usage
+    log.debug("%s ended with %s, run by %s", words[0], code, IN_PROCESS)
+    return Result(
+        words,
+        code,
+        number,
+        *(_as_texts(output) if text else output),
+        Timings(run.spawn_ns, total_ns),
+        IN_PROCESS,
+        Ending.SIGNALED if number else Ending.EXITED,
+        Usage(cpu_ns, peak or None),
+    )
+
+
 def _as_texts(output: tuple[bytes, bytes]) -> tuple[str, str]:
     out, err = output
     return _as_text(out), _as_text(err)
@@ -695,11 +727,10 @@ def make_result(
     """How a command ended of which nothing is left."""
     code = handle.returncode
     assert code is not None
-    number = code - SIGNAL_BASE
     return Result(
         argv,
         code,
-        number if number in SIGNALS else None,
+        signal_of(code),
         *output,
         Timings(handle.spawn_ns, total_ns),
         handle.backend,

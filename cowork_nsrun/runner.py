@@ -77,16 +77,28 @@ def _worth_a_try(pid: int, uid: int) -> bool:
     return not _late_refusal(uid) and not _doubted(pid, uid).is_set()
 
 
+def tries_first(backend: str, environ: Mapping[str, str]) -> bool:
+    """Whether this process tries namespaces itself before it asks what there is.
+
+    Arguments:
+        backend: of a spec.
+        environ: the process's own.
+    """
+    if backend == "auto":
+        ours = environ.get(VARIABLE, "").lower() in _NAMESPACES
+    else:
+        ours = backend == Backend.NAMESPACES
+    return ours and _worth_a_try(os.getpid(), os.geteuid())
+
+
 def _choice(plan: Plan) -> Selection | None:
     """What was selected; None: this process has to try."""
-    pid, uid = os.getpid(), os.geteuid()
-    word = os.environ.get(VARIABLE, "").lower()
-    ours = plan.backend == Backend.NAMESPACES if plan.by_name else word in _NAMESPACES
-    if ours and _worth_a_try(pid, uid):
+    if tries_first(plan.backend, os.environ):
         return None
+    pid, uid = os.getpid(), os.geteuid()
     if plan.by_name:
         return _selected_by_name(pid, uid, plan.backend).require()
-    return _selected(pid, uid, word).require()
+    return _selected(pid, uid, os.environ.get(VARIABLE, "").lower()).require()
 
 
 def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
@@ -98,10 +110,10 @@ def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
     """
     if backend != "auto":
         return backend == Backend.KVM
-    word, pid, uid = os.environ.get(VARIABLE, "").lower(), os.getpid(), os.geteuid()
-    if not probe and word in _NAMESPACES and _worth_a_try(pid, uid):
+    if not probe and tries_first(backend, os.environ):
         return False
-    return _selected(pid, uid, word).backend is Backend.KVM
+    word = os.environ.get(VARIABLE, "").lower()
+    return _selected(os.getpid(), os.geteuid(), word).backend is Backend.KVM
 
 
 def begin(

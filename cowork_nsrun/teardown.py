@@ -12,12 +12,27 @@ import os
 import threading
 from collections import deque
 from functools import cache
-
-from cowork_nsrun import _native
+from typing import Protocol
 
 BATCH = 4
 PATIENCE = 0.05
 IDLE = 2.0
+
+
+class Ended(Protocol):
+    """A sandbox in which nothing of the user's is left."""
+
+    def try_close(self) -> bool:
+        """Give it back if that takes no time; else nothing is done, and False returned."""
+        ...
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+    def forget(self) -> None:
+        """For a forked copy of the process that started it."""
+        ...
 
 
 class Teardown:
@@ -28,12 +43,12 @@ class Teardown:
         # It is entered itself, not by the condition, where an interrupt could keep it held.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._ending: deque[_native.Child] = deque()
+        self._ending: deque[Ended] = deque()
         self._closing = 0
         self._thread: threading.Thread | None = None
         self._stopping = False
 
-    def add(self, child: _native.Child) -> None:
+    def add(self, child: Ended) -> None:
         """Give it back soon."""
         with self._lock:
             self._ending.append(child)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -663,6 +664,121 @@ class Flow:
         """What was collected from one of ``outputs``."""
         out = self._flow.out[i]
         return bytes(ffi.buffer(out.bytes, out.len)) if out.len else b""
+
+
+class Run:
+    """``struct nsr_run``: a command of which its end and its output are wanted.
+
+    For one thread.
+
+    Arguments:
+        data: for its standard input; None gives it the caller's.
+        capture: collect its output; else it goes where the caller's goes.
+    """
+
+    def __init__(self, data: bytes | None, capture: bool) -> None:
+        # held apart, as the memory of a child is
+        self._run = ffi.new("struct nsr_run *")
+        self._frees = ffi.gc(self._run, lib.nsr_run_free)
+        self._diag = ffi.new("struct nsr_diag *")
+        self._base: Plan | None = None
+        self.captures = capture
+        run = self._run
+        run.output = capture
+        if data is not None:
+            run.input = True
+            if data:
+                self._data = ffi.from_buffer("uint8_t[]", data)
+                run.data, run.left = self._data, len(data)
+
+    def start(
+        self, base: Plan, argv: Sequence[str], environment: bytes, cwd: str | None, flags: int
+    ) -> None:
+        """Start it; the arguments are those of :meth:`Plan.for_command`.
+
+        Raises:
+            NeedsProgram: not in process.
+            OSError: there are no pipes to be had.
+            NsrunError: not at all.
+        """
+        words = joined(argv) + environment
+        path = ffi.NULL if cwd is None else _raw(cwd)
+        # what is not changed is still there
+        self._base = base
+        ret = lib.nsr_run_start(
+            self._run, base._plan, words, len(words), len(argv), path, flags, self._diag
+        )
+        if ret > 0:
+            raise OSError(ret, os.strerror(ret))
+        if ret == -errno.ENOTSUP:
+            raise NeedsProgram(_str(self._diag.text))
+        if ret:
+            raise _error(self._diag)
+
+    def serve(self, deadline: float | None) -> bool:
+        """Feed and collect; True once the command has ended and none of its processes is left.
+
+        It also returns at the deadline, when a signal came, and after a twentieth of a second.
+
+        Arguments:
+            deadline: by ``time.monotonic()``.
+
+        Raises:
+            NsrunError: the set-up or the exec failed, or a stream can't be read or written.
+        """
+        until = 0 if deadline is None else max(1, int(deadline * 1e9))
+        ret = lib.nsr_run_serve(self._run, until, self._diag)
+        if ret < 0:
+            raise _error(self._diag)
+        return bool(ret)
+
+    def kill(self) -> None:
+        """Kill everything inside."""
+        lib.nsr_child_signal(ffi.addressof(self._run, "child"), signal.SIGKILL)
+
+    @property
+    def exit_status(self) -> int:
+        """0-255; 128+n for signal n."""
+        return int(self._run.child.exit_status)
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """As :attr:`Child.usage`."""
+        child = self._run.child
+        return int(child.cpu_ns), int(child.peak_rss)
+
+    @property
+    def spawn_ns(self) -> int | None:
+        """As :attr:`Child.spawn_ns`."""
+        child = self._run.child
+        return int(child.exec_ns - child.start_ns) if child.exec_ns else None
+
+    @property
+    def alone(self) -> bool:
+        """As :attr:`Child.alone`; if it is not so, nothing is left to be closed."""
+        return bool(self._run.child.alone)
+
+    def take_output(self) -> tuple[bytes, bytes]:
+        """What was collected from its standard output and its standard error; once."""
+        flow = self._run.flow
+        first, second = flow.out[0], flow.out[1]
+        if not first.len and not second.len:
+            return b"", b""
+        taken = tuple(bytes(ffi.buffer(out.bytes, out.len)) for out in (first, second))
+        lib.nsr_flow_free(ffi.addressof(self._run, "flow"))
+        return taken[0], taken[1]
+
+    def try_close(self) -> bool:
+        """As :meth:`Child.try_close`."""
+        return bool(lib.nsr_child_try_close(ffi.addressof(self._run, "child")))
+
+    def close(self) -> None:
+        """Kill what is left and free everything, the output too; may be called again."""
+        lib.nsr_run_close(self._run)
+
+    def forget(self) -> None:
+        """As :meth:`Child.forget`."""
+        lib.nsr_run_forget(self._run)
 
 
 class SeccompTest(NamedTuple):

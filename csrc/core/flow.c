@@ -4,9 +4,9 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "spawn.h"
 
 enum {
@@ -16,7 +16,6 @@ enum {
 	STREAMS = OUTPUTS + 1,
 	INPUT = 1 << 0,
 	ALL = (1 << STREAMS) - 1,
-	SLICE_NS = 50 * 1000 * 1000,
 };
 
 /* --- opened and closed ------------------------------------------------------------------- */
@@ -220,18 +219,10 @@ static int serve_ends(struct nsr_flow *flow, const struct ends *ends, int *moved
 	return told;
 }
 
-static int64_t now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
 int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 {
 	/* a signal that came before the call does not end it: the caller has a turn for that */
-	int64_t until = now() + SLICE_NS;
+	int64_t until = nsr_now() + NSR_SLICE_NS;
 	int saved_errno = errno;
 	int moved = 0, ret = 0;
 
@@ -240,7 +231,7 @@ int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 		until = deadline_ns;
 	/* the ends of streams come before that of the command: nothing to tell by themselves */
 	while (!ret && !moved) {
-		struct timespec left = { .tv_nsec = until - now() };
+		struct timespec left = { .tv_nsec = until - nsr_now() };
 		struct ends ends = { .n = 0 };
 		int n;
 
@@ -255,7 +246,7 @@ int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 		ret = serve_ends(flow, &ends, &moved);
 	}
 	errno = saved_errno;
-	return ret;
+	return ret < 0 || !moved ? ret : ret | NSR_FLOW_MOVED;
 }
 
 int nsr_flow_step(struct nsr_flow *flow)
@@ -288,12 +279,20 @@ int nsr_flow_drain(struct nsr_flow *flow)
 	return ret;
 }
 
+void nsr_flow_shut(struct nsr_flow *flow)
+{
+	int saved_errno = errno;
+
+	close_all(flow);
+	flow->to = flow->out[0].fd = flow->out[1].fd = -1;
+	errno = saved_errno;
+}
+
 void nsr_flow_free(struct nsr_flow *flow)
 {
+	nsr_flow_shut(flow);
 	for (int i = 0; i < OUTPUTS; i++) {
 		free(flow->out[i].bytes);
 		flow->out[i] = (struct nsr_output){ .fd = -1 };
 	}
-	close_all(flow);
-	flow->to = -1;
 }

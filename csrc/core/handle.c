@@ -10,10 +10,10 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "child_handle.h"
+#include "clock.h"
 #include "diag.h"
 #include "hand.h"
 #include "reaper_loop.h"
@@ -23,14 +23,6 @@
 #ifndef P_PIDFD
 #define P_PIDFD 3
 #endif
-
-static int64_t now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
 
 void nsr_child_free(struct nsr_ctx *ctx)
 {
@@ -95,7 +87,7 @@ static int read_process(struct nsr_child *child)
 	if (poll(&end, 1, 0) != 1 || !wait_process(child, WNOHANG))
 		return 0;
 	take_exec(child);
-	child->exit_ns = now();
+	child->exit_ns = nsr_now();
 	return 1;
 }
 
@@ -162,7 +154,7 @@ static void take_exit(struct nsr_child *child, const struct nsr_ctx *ctx,
 	child->alone = record->alone && ctx->facts.unshare & NSR_CLONE_NEWPID;
 	child->cpu_ns = record->cpu_ns;
 	take_peak(child, record->peak_rss);
-	child->exit_ns = now();
+	child->exit_ns = nsr_now();
 }
 
 static int take(struct nsr_child *child, struct nsr_ctx *ctx, struct nsr_record *record,
@@ -421,7 +413,7 @@ int nsr_child_hand(struct nsr_child *child, const struct nsr_plan *command, cons
 	ret = make_packet(ctx, command, &packet, diag);
 	if (ret)
 		return (int)ret;
-	child->start_ns = now();
+	child->start_ns = nsr_now();
 	ret = send_packet(child->park_fd, &packet, stdio);
 	if (ret < 0)
 		return nsr_diag_errno(diag, (int)-ret, "Can't hand over the command");

@@ -18,10 +18,10 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "child_handle.h"
+#include "clock.h"
 #include "diag.h"
 #include "spawn.h"
 #include "sys.h"
@@ -34,14 +34,6 @@ enum { SIGSET_BYTES = 8, CLOSE_RANGE_CLOEXEC_BIT = 4 };
 
 extern const uint8_t nsr_reaper_elf[];
 extern const uint8_t nsr_reaper_elf_end[];
-
-static int64_t now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
 
 static int needs_program(const struct nsr_plan *plan)
 {
@@ -328,7 +320,7 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 		return nsr_diag_errno(diag, -ret, "Can't open the channels to the sandbox");
 	ctx->reaper_first = reaper_can_be_first(ctx);
 	child->floor_rss = own_peak();
-	child->start_ns = now();
+	child->start_ns = nsr_now();
 	ret = clone_shared(ctx, &child->pidfd);
 	if (ret < 0) {
 		nsr_clone_failed(ctx, -ret, diag);
@@ -522,7 +514,7 @@ static int start_program_with(struct nsr_ctx *ctx, const struct nsr_plan *plan, 
 	nsr_number_behind(p.number, (uint64_t)p.plan_fd);
 	memcpy(p.stdio, ctx->stdio, sizeof(p.stdio));
 	p.status_w = ctx->status_w;
-	child->start_ns = now();
+	child->start_ns = nsr_now();
 	ret = clone_program(ctx, &p, child);
 	close(p.plan_fd);
 	return ret ? nsr_diag_errno(diag, -ret, "Can't start the nsrun program %s", path) : 0;

@@ -31,6 +31,7 @@ enum {
 	NSR_EXIT_UNKNOWN = 255,     /* neither exited nor killed, as for bwrap */
 	NSR_EXIT_KILLED = 128 + 9,
 	NSR_EXIT_TIMEOUT = 124,     /* as timeout(1) says it */
+	NSR_SLICE_NS = 50 * 1000 * 1000, /* so long the caller's signals may have to wait */
 };
 
 /* What the sandbox says to its monitor: one packet each, a text behind some. */

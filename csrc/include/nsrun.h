@@ -324,6 +324,7 @@ struct nsr_flow {
 enum {
 	NSR_FLOW_WATCHED = 1,       /* the watched fd has something */
 	NSR_FLOW_FED = 2,           /* all is written, or nobody reads it any more */
+	NSR_FLOW_MOVED = 4,         /* something was read or written */
 };
 
 /*
@@ -338,8 +339,8 @@ void nsr_flow_end_input(struct nsr_flow *flow);
 
 /*
  * Feed and collect until something of the above is so; the result is those, or-ed.
- * 0: not yet, but something was read or written, a signal came, the time of
- * CLOCK_MONOTONIC was reached (0: no end), or a twentieth of a second is over.  -errno.
+ * 0: not yet, but a signal came, the time of CLOCK_MONOTONIC was reached (0: no end), or a
+ * twentieth of a second is over.  -errno.
  * Whoever calls this has started the command.
  */
 int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns);
@@ -347,8 +348,41 @@ int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns);
 int nsr_flow_step(struct nsr_flow *flow);
 /* Take what is there; 0 or -errno. */
 int nsr_flow_drain(struct nsr_flow *flow);
-/* Free what was collected, and close what is open of its own. */
+/* Close what is open of its own. */
+void nsr_flow_shut(struct nsr_flow *flow);
+/* The same, and free what was collected. */
 void nsr_flow_free(struct nsr_flow *flow);
+
+/* A command of which its end and its output are wanted, and nothing else.  All zero before. */
+struct nsr_run {
+	int input;                  /* of nsr_flow_open */
+	int output;
+	const uint8_t *data;        /* for its input: the caller keeps it */
+	uint64_t left;
+	struct nsr_flow flow;       /* the output is here */
+	struct nsr_child child;     /* what there is to know of its end, too */
+	struct nsr_plan *plan;
+};
+
+/*
+ * nsr_plan_for_command, nsr_flow_open and nsr_spawn.  0; -errno with diag filled, -ENOTSUP as
+ * for nsr_spawn; errno where no pipes are to be had.  nsr_run_free is due in any case.
+ */
+int nsr_run_start(struct nsr_run *run, const struct nsr_plan *base, const char *words,
+		  uint64_t len, uint32_t n_argv, const char *dir, int64_t flags,
+		  struct nsr_diag *diag);
+/*
+ * Feed and collect until the command has ended.  1: it has, no process of it is left, and all
+ * of its output is there.  0: not yet, but a signal came, the time of CLOCK_MONOTONIC was
+ * reached (0: no end), or a twentieth of a second is over.  -errno with diag filled: it could
+ * not be started, or its streams not be served; it may still run then.
+ */
+int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns, struct nsr_diag *diag);
+/* Kill what is left, and free all but the plan.  nsr_run_free frees that as well. */
+void nsr_run_close(struct nsr_run *run);
+/* As nsr_child_forget. */
+void nsr_run_forget(struct nsr_run *run);
+void nsr_run_free(struct nsr_run *run);
 
 /*
  * The built-in seccomp profiles.  Their filters are deny-lists: what they do

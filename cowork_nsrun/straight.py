@@ -1,0 +1,106 @@
+"""Commands whose sandbox has nothing outside: the core takes them from start to end.
+
+That is what most of :func:`cowork_nsrun.run` is for.  Its cost is the interpreter's: what that
+does itself takes several times as long as it seems, since the sandboxes push its code out of the
+processor's caches.  Whatever else there may be, limits, a proxy, a microVM, is left to
+:mod:`cowork_nsrun.handle`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cowork_nsrun import _native, compiling
+from cowork_nsrun.errors import NsrunError
+from cowork_nsrun.handle import EARLY_END
+from cowork_nsrun.runner import doubt, tries_first
+from cowork_nsrun.teardown import teardown
+
+if TYPE_CHECKING:
+    from cowork_nsrun.spec import Sandbox
+
+# Python ignores SIGPIPE and SIGXFSZ for itself, a command expects them
+FLAGS = int(_native.PlanFlag.DEFAULT_SIGNALS)
+
+_running: set[_native.Run] = set()
+
+
+def _after_fork() -> None:
+    # a copy of our ends would keep sandboxes alive whose owner has died
+    for run in list(_running):
+        run.forget()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def start(
+    spec: Sandbox,
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    data: bytes | None,
+    capture: bool,
+    cwd: str | os.PathLike[str] | None,
+    env: Mapping[str, str] | None,
+) -> _native.Run | None:
+    """Start a command, if it is one for this; None: nothing was done.
+
+    Raises:
+        SpecError: a value that can't be, named.
+        NsrunError: the sandbox could not be made.
+        OSError: there are no pipes to be had.
+    """
+    template = compiling.lone_template(spec)
+    if template is None or not tries_first(spec.backend, compiling.inherited()):
+        return None
+    words = compiling.checked_argv(argv)
+    environment = compiling.environment_block(spec, env)
+    start_in = None if cwd is None else compiling.checked_cwd(cwd)
+    teardown().sweep()
+    run = _native.Run(data, capture)
+    _running.add(run)
+    try:
+        run.start(template, words, environment, start_in, FLAGS)
+    except BaseException as error:
+        _running.discard(run)
+        run.close()
+        # another may be allowed what this process is not
+        refused = isinstance(error, NsrunError) and error.step == _native.STEP_CLONE
+        if refused or isinstance(error, _native.NeedsProgram):
+            return None
+        raise
+    return run
+
+
+def finish(run: _native.Run, deadline: float | None) -> tuple[tuple[bytes, bytes], bool]:
+    """Serve it to its end, and have what is left of it given back; its output, and "in time".
+
+    Arguments:
+        deadline: by ``time.monotonic()``; then everything inside is killed.
+
+    Raises:
+        NsrunError: it was not started, or its streams can't be served; nothing is left then.
+    """
+    in_time = True
+    try:
+        while not run.serve(deadline):
+            if deadline is not None and time.monotonic() >= deadline:
+                run.kill()
+                in_time, deadline = False, None
+        if in_time and run.spawn_ns is None:
+            raise NsrunError(EARLY_END)
+        output = run.take_output()
+        if run.alone:
+            teardown().add(run)
+    except BaseException as error:
+        run.close()
+        if isinstance(error, NsrunError) and error.step:
+            doubt(error)
+        raise
+    finally:
+        _running.discard(run)
+    return output, in_time

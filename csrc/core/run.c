@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * run.c - a command from its start to its end, in as few calls as can be.
+ *
+ * For whoever wants nothing but how it ended and what it said.  A step that an interpreter
+ * takes by itself costs several times what it does here: its code has left the processor's
+ * caches while the sandbox ran, and at each call it has to get its lock back from other threads.
+ */
+#include <errno.h>
+
+#include "clock.h"
+#include "diag.h"
+#include "spawn.h"
+
+int nsr_run_start(struct nsr_run *run, const struct nsr_plan *base, const char *words,
+		  uint64_t len, uint32_t n_argv, const char *dir, int64_t flags,
+		  struct nsr_diag *diag)
+{
+	struct nsr_flow *flow = &run->flow;
+	int ret;
+
+	run->plan = nsr_plan_for_command(base, words, len, n_argv, dir, flags, diag);
+	if (!run->plan)
+		return diag->err ? -diag->err : -EINVAL;
+	ret = nsr_flow_open(flow, run->input, run->output);
+	if (ret)
+		return -ret;
+	flow->data = run->data;
+	flow->left = run->left;
+	ret = nsr_spawn(run->plan, flow->stdio, &run->child, diag);
+	nsr_flow_started(flow);
+	if (!ret && flow->to >= 0 && !flow->left)
+		nsr_flow_end_input(flow);
+	return ret;
+}
+
+static int fail_streams(struct nsr_diag *diag, int err)
+{
+	return nsr_diag_errno(diag, -err, "Can't serve the command's streams");
+}
+
+/* What the command left running ends with it; pid 1 alone ends by itself. */
+static int finish(struct nsr_run *run, struct nsr_diag *diag)
+{
+	int ret;
+
+	if (!run->child.alone)
+		nsr_child_close(&run->child);
+	/* nobody inside writes any more */
+	ret = nsr_flow_drain(&run->flow);
+	nsr_flow_shut(&run->flow);
+	return ret ? fail_streams(diag, ret) : 1;
+}
+
+int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns, struct nsr_diag *diag)
+{
+	const int64_t slice = nsr_now() + NSR_SLICE_NS;
+	const int64_t until = deadline_ns && deadline_ns < slice ? deadline_ns : slice;
+	int told, ret;
+
+	do {
+		told = nsr_flow_serve(&run->flow, run->child.status_fd, until);
+		if (told < 0)
+			return fail_streams(diag, told);
+		if (told & NSR_FLOW_FED)
+			nsr_flow_end_input(&run->flow);
+		ret = nsr_child_read(&run->child, diag);
+		if (ret < 0)
+			return ret;
+		if (ret)
+			return finish(run, diag);
+		/* a signal, or the time: the caller's turn */
+	} while (told && nsr_now() < until);
+	return 0;
+}
+
+void nsr_run_close(struct nsr_run *run)
+{
+	nsr_child_close(&run->child);
+	nsr_flow_free(&run->flow);
+}
+
+void nsr_run_forget(struct nsr_run *run)
+{
+	nsr_child_forget(&run->child);
+	nsr_flow_free(&run->flow);
+}
+
+void nsr_run_free(struct nsr_run *run)
+{
+	nsr_run_close(run);
+	nsr_plan_free(run->plan);
+	run->plan = NULL;
+}
