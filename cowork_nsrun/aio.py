@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cowork_nsrun._native import Flow
+from cowork_nsrun import straight
+from cowork_nsrun._native import Flow, Run
 from cowork_nsrun.aside import to_its_end
 from cowork_nsrun.enforce import Enforced, enforce
 from cowork_nsrun.errors import NsrunError, SpecError, TimeoutExpired
@@ -27,6 +28,7 @@ from cowork_nsrun.process import (
     PopenOptions,
     Result,
     extras_for,
+    lone_result,
     make_result,
 )
 from cowork_nsrun.spec import Sandbox
@@ -470,6 +472,14 @@ async def run(
     Arguments and errors are those of :func:`cowork_nsrun.run`; the streams are bytes.
     """
     begin = time.monotonic_ns()
+    if on_egress is None:
+        lone = straight.start(spec, argv, data=input, capture=capture, cwd=cwd, env=env)
+        if lone is not None:
+            output, in_time = await _Lone(lone).to_its_end(timeout, begin)
+            if in_time:
+                return lone_result(lone, argv, output, begin)
+            assert timeout is not None
+            raise TimeoutExpired(timeout, *(output if capture else (None, None)))
     timeout = spec.timeout if timeout is None else timeout
     untimed = spec if spec.timeout is None else spec.replace(timeout=None)
     flow = Flow.opened(input, capture)
@@ -506,6 +516,63 @@ async def _collect(
     finally:
         pump.stop()
     return pump.output
+
+
+class _Lone:
+    """A command that :mod:`cowork_nsrun.straight` has started, in an event loop."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._in_time = True
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+
+    async def to_its_end(
+        self, timeout: float | None, begin: int
+    ) -> tuple[tuple[bytes, bytes], bool]:
+        """As :func:`cowork_nsrun.straight.finish`."""
+        run = self._run
+        try:
+            await self._wait(timeout, begin)
+            if run.alone:
+                run.finish()
+            else:
+                # the last of its processes may take a moment to go: not in the loop's thread
+                await to_its_end(run.finish, lambda _: None)
+            return straight.take(run, self._in_time), self._in_time
+        except BaseException as error:
+            await _finish_anyway(asyncio.to_thread(straight.give_up, run, error))
+            raise
+
+    async def _wait(self, timeout: float | None, begin: int) -> None:
+        fd = self._run.watch()
+        timer: asyncio.TimerHandle | None = None
+        if timeout is not None:
+            left = max(0.0, begin / 1e9 + timeout - time.monotonic())
+            timer = self._loop.call_later(left, self._time_out)
+        self._loop.add_reader(fd, self._step)
+        try:
+            await self._ended
+        finally:
+            self._loop.remove_reader(fd)
+            if timer is not None:
+                timer.cancel()
+
+    def _step(self) -> None:
+        if self._ended.done():
+            return
+        try:
+            if self._run.step():
+                self._ended.set_result(None)
+        except NsrunError as error:
+            self._ended.set_exception(error)
+
+    def _time_out(self) -> None:
+        # it may have come to its end in time, and nobody looked
+        self._step()
+        if not self._ended.done():
+            self._in_time = False
+            self._run.kill()
 
 
 class _Pump:

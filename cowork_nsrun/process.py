@@ -695,12 +695,19 @@ def _finish_lone(
 ) -> Result[bytes] | Result[str]:
     """The same for one that :mod:`cowork_nsrun.straight` has started."""
     output, in_time = straight.finish(run, None if timeout is None else begin / 1e9 + timeout)
-    total_ns = time.monotonic_ns() - begin
     if not in_time:
         assert timeout is not None
         raise TimeoutExpired(timeout, *(output if run.captures else (None, None)))
+    if text:
+        return lone_result(run, argv, _as_texts(output), begin)
+    return lone_result(run, argv, output, begin)
+
+
+def lone_result(run: Run, argv: Argv, output: tuple[Output, Output], begin: int) -> Result[Output]:
+    """How such a command ended."""
+    total_ns = time.monotonic_ns() - begin
     code = run.exit_status
-    words = tuple(map(os.fspath, argv))
+    words = tuple([os.fspath(word) for word in argv])
     number = signal_of(code)
     cpu_ns, peak = run.usage
     log.debug("%s ended with %s, run by %s", words[0], code, IN_PROCESS)
@@ -708,7 +715,7 @@ def _finish_lone(
         words,
         code,
         number,
-        *(_as_texts(output) if text else output),
+        *output,
         Timings(run.spawn_ns, total_ns),
         IN_PROCESS,
         Ending.SIGNALED if number else Ending.EXITED,

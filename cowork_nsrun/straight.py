@@ -91,16 +91,30 @@ def finish(run: _native.Run, deadline: float | None) -> tuple[tuple[bytes, bytes
             if deadline is not None and time.monotonic() >= deadline:
                 run.kill()
                 in_time, deadline = False, None
-        if in_time and run.spawn_ns is None:
-            raise NsrunError(EARLY_END)
-        output = run.take_output()
-        if run.alone:
-            teardown().add(run)
+        return take(run, in_time), in_time
     except BaseException as error:
-        run.close()
-        if isinstance(error, NsrunError) and error.step:
-            doubt(error)
+        give_up(run, error)
         raise
-    finally:
-        _running.discard(run)
-    return output, in_time
+
+
+def take(run: _native.Run, in_time: bool) -> tuple[bytes, bytes]:
+    """The output of one that has ended; what is left of it is given back.
+
+    Raises:
+        NsrunError: it was not started.
+    """
+    if in_time and run.spawn_ns is None:
+        raise NsrunError(EARLY_END)
+    output = run.take_output()
+    if run.alone:
+        teardown().add(run)
+    _running.discard(run)
+    return output
+
+
+def give_up(run: _native.Run, error: BaseException) -> None:
+    """Kill it, and wait until it is gone."""
+    _running.discard(run)
+    run.close()
+    if isinstance(error, NsrunError) and error.step:
+        doubt(error)

@@ -732,6 +732,34 @@ class Run:
             raise _error(self._diag)
         return bool(ret)
 
+    def watch(self) -> int:
+        """For an event loop: readable whenever :meth:`step` has something to do.
+
+        Raises:
+            NsrunError: there is no descriptor to be had.
+        """
+        ret = int(lib.nsr_run_watch(self._run))
+        _check(ret)
+        return ret
+
+    def step(self) -> bool:
+        """As :meth:`serve`, but at once; after the end :meth:`finish` is due."""
+        ret = lib.nsr_run_step(self._run, self._diag)
+        if ret < 0:
+            raise _error(self._diag)
+        return bool(ret)
+
+    def finish(self) -> None:
+        """End what the command left running, and take the rest of its output.
+
+        It closes what :meth:`watch` gave, and takes a moment unless the command was :attr:`alone`.
+
+        Raises:
+            NsrunError: a stream can't be read.
+        """
+        if lib.nsr_run_finish(self._run, self._diag):
+            raise _error(self._diag)
+
     def kill(self) -> None:
         """Kill everything inside."""
         lib.nsr_child_signal(ffi.addressof(self._run, "child"), signal.SIGKILL)

@@ -362,6 +362,8 @@ struct nsr_run {
 	struct nsr_flow flow;       /* the output is here */
 	struct nsr_child child;     /* what there is to know of its end, too */
 	struct nsr_plan *plan;
+	int poll_fd;                /* of nsr_run_watch; 0: none */
+	int watched[4];             /* what it stands for */
 };
 
 /*
@@ -378,6 +380,15 @@ int nsr_run_start(struct nsr_run *run, const struct nsr_plan *base, const char *
  * not be started, or its streams not be served; it may still run then.
  */
 int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns, struct nsr_diag *diag);
+/*
+ * For an event loop, instead: a descriptor that is readable whenever nsr_run_step has
+ * something to do, which never blocks.  Its result is that of nsr_run_serve, but for what
+ * nsr_run_finish does after the end: it ends what the command left running, takes the rest of
+ * its output and closes that descriptor; only if the child was not alone it takes a moment.
+ */
+int nsr_run_watch(struct nsr_run *run);
+int nsr_run_step(struct nsr_run *run, struct nsr_diag *diag);
+int nsr_run_finish(struct nsr_run *run, struct nsr_diag *diag);
 /* Kill what is left, and free all but the plan.  nsr_run_free frees that as well. */
 void nsr_run_close(struct nsr_run *run);
 /* As nsr_child_forget. */
