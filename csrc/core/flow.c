@@ -272,7 +272,7 @@ int nsr_flow_drain(struct nsr_flow *flow)
 
 		moved = 0;
 		list_outputs(&ends, flow);
-		if (poll(ends.fds, ends.n, 0) > 0)
+		if (ends.n && poll(ends.fds, ends.n, 0) > 0)
 			ret = serve_ends(flow, &ends, &moved);
 	}
 	errno = saved_errno;

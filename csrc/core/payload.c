@@ -129,6 +129,11 @@ int nsr_payload_enter(struct nsr_ctx *ctx)
 	return 0;
 }
 
+long nsr_place_fd(int fd, int at)
+{
+	return fd == at ? SYS3(SYS_fcntl, fd, F_SETFD, 0) : SYS3(SYS_dup3, fd, at, 0);
+}
+
 static int move_stdio(struct nsr_ctx *ctx)
 {
 	for (int i = 0; i < 3; i++) {
@@ -136,8 +141,8 @@ static int move_stdio(struct nsr_ctx *ctx)
 
 		if (ctx->stdio[i] < 0)
 			continue;
-		/* all of them lie above 2, so none is overwritten before its turn */
-		ret = SYS3(SYS_dup3, ctx->stdio[i], i, 0);
+		/* the others lie above 2, so none is overwritten before its turn */
+		ret = nsr_place_fd(ctx->stdio[i], i);
 		if (ret < 0)
 			return nsr_fail(ctx, NSR_STEP_STDIO, ret);
 	}
@@ -164,16 +169,16 @@ static void reset_signals(struct nsr_ctx *ctx)
 
 static int wait_release(struct nsr_ctx *ctx)
 {
-	char byte;
+	uint64_t word;
 	long n;
 
 	if (ctx->release_r < 0)
 		return 0;
 	do
-		n = SYS3(SYS_read, ctx->release_r, &byte, 1);
+		n = SYS3(SYS_read, ctx->release_r, &word, sizeof(word));
 	while (n == -EINTR);
 	/* the reaper is gone: nothing may run without it */
-	return n == 1 ? 0 : (int)SYS1(SYS_exit_group, 1);
+	return n == sizeof(word) ? 0 : (int)SYS1(SYS_exit_group, 1);
 }
 
 static int close_for_payload(struct nsr_ctx *ctx)

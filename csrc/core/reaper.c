@@ -53,10 +53,10 @@ static int payload_main(void *arg)
 {
 	struct nsr_ctx *ctx = arg;
 
-	if (ctx->share_vm)
-		SYS1(SYS_close, ctx->release_w);
-	else
+	if (!ctx->share_vm)
 		wait_for_reaper(ctx);
+	else if (ctx->release_w != ctx->release_r)
+		SYS1(SYS_close, ctx->release_w);
 	if (!ctx->reaper_first || !nsr_set_up(ctx))
 		nsr_payload_exec(ctx);
 	nsr_send_failure(ctx);

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -145,9 +146,26 @@ static int open_life(struct nsr_ctx *ctx)
 	return 0;
 }
 
+/*
+ * What the payload waits on.  Pid 1 of a namespace of its own takes it along when it dies;
+ * any other reaper has to be heard to be gone, by the end of a pipe.
+ */
+static int open_release(struct nsr_ctx *ctx)
+{
+	int fd;
+
+	if (!ctx->reaper_first)
+		return open_pipe(&ctx->release_r, &ctx->release_w);
+	fd = nsr_lift(eventfd(0, EFD_CLOEXEC));
+	if (fd < 0)
+		return -errno;
+	ctx->release_r = ctx->release_w = fd;
+	return 0;
+}
+
 static int open_reaper(struct nsr_ctx *ctx)
 {
-	int ret = open_pipe(&ctx->release_r, &ctx->release_w);
+	int ret = open_release(ctx);
 
 	if (ret)
 		return ret;
@@ -197,7 +215,8 @@ static int open_channels(struct nsr_ctx *ctx)
 			return ctx->bpf_fd;
 	}
 	for (int i = 0; i < 3; i++) {
-		if (ctx->stdio[i] < 0 || ctx->stdio[i] > 2)
+		/* one that is where it belongs may stay there: payload.c */
+		if (ctx->stdio[i] < 0 || ctx->stdio[i] > 2 || ctx->stdio[i] == i)
 			continue;
 		/* the caller's own: copied, not moved */
 		ctx->stdio[i] = ctx->lifted[i] = fcntl(ctx->stdio[i], F_DUPFD_CLOEXEC, 3);
@@ -210,8 +229,8 @@ static int open_channels(struct nsr_ctx *ctx)
 /* Close, but don't mark as closed: the child reads these fields for itself. */
 static void close_child_ends(const struct nsr_ctx *ctx)
 {
-	const int ends[] = { ctx->status_w, ctx->life_r, ctx->release_r, ctx->release_w,
-			     ctx->bpf_fd, ctx->park_r, ctx->exec_w,
+	const int ends[] = { ctx->status_w, ctx->life_r, ctx->release_r,
+			     ctx->release_w == ctx->release_r ? -1 : ctx->release_w, ctx->bpf_fd, ctx->park_r, ctx->exec_w,
 			     ctx->lifted[0], ctx->lifted[1], ctx->lifted[2] };
 
 	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
@@ -313,12 +332,12 @@ static int start(struct nsr_ctx *ctx, const struct nsr_plan *plan, const int std
 		return -ENOTSUP;
 	if (check_fds(plan, diag))
 		return -EBADF;
+	ctx->reaper_first = reaper_can_be_first(ctx);
 	ret = open_channels(ctx);
 	if (!ret && ctx->facts.with_reaper)
 		ret = open_reaper(ctx);
 	if (ret)
 		return nsr_diag_errno(diag, -ret, "Can't open the channels to the sandbox");
-	ctx->reaper_first = reaper_can_be_first(ctx);
 	child->floor_rss = own_peak();
 	child->start_ns = nsr_now();
 	ret = clone_shared(ctx, &child->pidfd);
@@ -428,7 +447,7 @@ static int program_main(void *arg)
 	long ret = 0;
 
 	for (int i = 0; i < 3 && ret >= 0; i++)
-		ret = SYS3(SYS_dup3, p->stdio[i], i, 0);
+		ret = nsr_place_fd(p->stdio[i], i);
 	if (ret >= 0)
 		ret = keep_program_fds(p);
 	if (ret >= 0) {

@@ -329,6 +329,8 @@ int nsr_seccomp_read(struct nsr_ctx *ctx);
 int nsr_seccomp_load(struct nsr_ctx *ctx);
 int nsr_parent_death(struct nsr_ctx *ctx, int parent);
 void nsr_default_action(int signal_number);
+/* Make fd that number, to be kept by an exec; it may have it already. */
+long nsr_place_fd(int fd, int at);
 
 /* reaper.c; child */
 int nsr_reaper_become(struct nsr_ctx *ctx);

@@ -37,6 +37,7 @@ static void drop_caps(int status_fd)
 
 _Noreturn void nsr_reaper_main(long argc, const char *const *argv)
 {
+	const uint64_t word = 1;        /* as eventfd(2) takes it */
 	int payload, status_fd, release;
 
 	/* nobody inside may look into this process, from its first instruction on */
@@ -49,7 +50,7 @@ _Noreturn void nsr_reaper_main(long argc, const char *const *argv)
 	watch_owner(nsr_small_number(argv[5]), status_fd, nsr_small_number(argv[6]));
 	/* the payload loads the same; without them here it could borrow our rights */
 	nsr_small_load_filters(nsr_small_number(argv[4]), status_fd);
-	if (SYS3(SYS_write, release, "", 1) != 1)
+	if (SYS3(SYS_write, release, &word, sizeof(word)) != sizeof(word))
 		nsr_small_fail(status_fd, NSR_STEP_REAPER, -EPIPE, "");
 	SYS1(SYS_close, release);
 	nsr_small_leave(nsr_reap(payload, status_fd));
