@@ -513,6 +513,10 @@ async def _collect(
     pump = _Pump(flow, process.kill)
     try:
         await process.wait()
+    except NsrunError:
+        # it may have had no time to start
+        if not process.timed_out:
+            raise
     finally:
         pump.stop()
     return pump.output

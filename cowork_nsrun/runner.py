@@ -77,13 +77,8 @@ def _worth_a_try(pid: int, uid: int) -> bool:
     return not _late_refusal(uid) and not _doubted(pid, uid).is_set()
 
 
-def tries_first(backend: str, environ: Mapping[str, str]) -> bool:
-    """Whether this process tries namespaces itself before it asks what there is.
-
-    Arguments:
-        backend: of a spec.
-        environ: the process's own.
-    """
+def _tries_first(backend: str, environ: Mapping[str, str]) -> bool:
+    """Whether this process tries namespaces itself before it asks what there is."""
     if backend == "auto":
         ours = environ.get(VARIABLE, "").lower() in _NAMESPACES
     else:
@@ -91,14 +86,28 @@ def tries_first(backend: str, environ: Mapping[str, str]) -> bool:
     return ours and _worth_a_try(os.getpid(), os.geteuid())
 
 
-def _choice(plan: Plan) -> Selection | None:
+def _choice(backend: str, environ: Mapping[str, str]) -> Selection | None:
     """What was selected; None: this process has to try."""
-    if tries_first(plan.backend, os.environ):
+    if _tries_first(backend, environ):
         return None
     pid, uid = os.getpid(), os.geteuid()
-    if plan.by_name:
-        return _selected_by_name(pid, uid, plan.backend).require()
-    return _selected(pid, uid, os.environ.get(VARIABLE, "").lower()).require()
+    if backend != "auto":
+        return _selected_by_name(pid, uid, backend).require()
+    return _selected(pid, uid, environ.get(VARIABLE, "").lower()).require()
+
+
+def in_process(backend: str, environ: Mapping[str, str]) -> bool:
+    """Whether :func:`begin` starts what is for namespaces in this very process.
+
+    Arguments:
+        backend: of a spec.
+        environ: the process's own.
+
+    Raises:
+        NsrunError: nothing here can run it.
+    """
+    choice = _choice(backend, environ)
+    return choice is None or choice.runner is Runner.PROCESS
 
 
 def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
@@ -110,7 +119,7 @@ def runs_in_machine(backend: str, *, probe: bool = False) -> bool:
     """
     if backend != "auto":
         return backend == Backend.KVM
-    if not probe and tries_first(backend, os.environ):
+    if not probe and _tries_first(backend, os.environ):
         return False
     word = os.environ.get(VARIABLE, "").lower()
     return _selected(os.getpid(), os.geteuid(), word).backend is Backend.KVM
@@ -133,11 +142,11 @@ def begin(
     """
     if in_guest:
         # for what it says if something is missing
-        _choice(plan)
+        _choice(plan.backend, os.environ)
         return _by_machine(plan, stdio, in_guest, keeper)
     if plan.on_host:
         return _by_program(plan, stdio)
-    choice = _choice(plan)
+    choice = _choice(plan.backend, os.environ)
     if choice is None or choice.runner is Runner.PROCESS:
         try:
             return _in_process(plan, stdio)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cowork_nsrun import _native, compiling
 from cowork_nsrun.errors import NsrunError
 from cowork_nsrun.handle import EARLY_END
-from cowork_nsrun.runner import doubt, tries_first
+from cowork_nsrun.runner import doubt, in_process
 from cowork_nsrun.teardown import teardown
 
 if TYPE_CHECKING:
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 # Python ignores SIGPIPE and SIGXFSZ for itself, a command expects them
 FLAGS = int(_native.PlanFlag.DEFAULT_SIGNALS)
 
-_running: set[_native.Run] = set()
+# by identity.  Not held by this: what an interrupt takes from its caller's hands has to end.
+# A WeakSet would take as long as all the rest of a start.
+_running: dict[int, weakref.ref[_native.Run]] = {}
 
 
 def _after_fork() -> None:
     # a copy of our ends would keep sandboxes alive whose owner has died
-    for run in list(_running):
-        run.forget()
+    for known in list(_running.values()):
+        run = known()
+        if run is not None:
+            run.forget()
     _running.clear()
 
 
@@ -55,18 +60,18 @@ def start(
         OSError: there are no pipes to be had.
     """
     template = compiling.lone_template(spec)
-    if template is None or not tries_first(spec.backend, compiling.inherited()):
+    if template is None or not in_process(spec.backend, compiling.inherited()):
         return None
     words = compiling.checked_argv(argv)
     environment = compiling.environment_block(spec, env)
     start_in = None if cwd is None else compiling.checked_cwd(cwd)
     teardown().sweep()
     run = _native.Run(data, capture)
-    _running.add(run)
+    _running[id(run)] = weakref.ref(run)
     try:
         run.start(template, words, environment, start_in, FLAGS)
     except BaseException as error:
-        _running.discard(run)
+        _running.pop(id(run), None)
         run.close()
         # another may be allowed what this process is not
         refused = isinstance(error, NsrunError) and error.step == _native.STEP_CLONE
@@ -108,13 +113,13 @@ def take(run: _native.Run, in_time: bool) -> tuple[bytes, bytes]:
     output = run.take_output()
     if run.alone:
         teardown().add(run)
-    _running.discard(run)
+    _running.pop(id(run), None)
     return output
 
 
 def give_up(run: _native.Run, error: BaseException) -> None:
     """Kill it, and wait until it is gone."""
-    _running.discard(run)
+    _running.pop(id(run), None)
     run.close()
     if isinstance(error, NsrunError) and error.step:
         doubt(error)

@@ -917,7 +917,26 @@ def capabilities() -> list[Case]:
         look("bounding-empty", launch=("bounding", "0"), users=ROOT_ONLY),
         look("bounding-empty-user", "--unshare-user", launch=("bounding", "0"), users=ROOT_ONLY),
     ]
-    return [*adds, *drops, *orders, *inherited]
+    # root under another number: what is root's own in /proc can be written, and is covered
+    called = [
+        case(
+            f"called-1234-{name}",
+            *PROC,
+            *words,
+            *SEE,
+            launch=("called", "1234"),
+            users=ROOT_ONLY,
+        )
+        for name, words in {
+            "plain": ["--unshare-pid"],
+            "shared-pid": [],
+            "dev": [*DEV, "--unshare-pid"],
+            "zero": ["--unshare-pid", "--uid", "0", "--gid", "0"],
+            "nobody": ["--unshare-pid", "--uid", "65534"],
+            "dev-nobody": [*DEV, "--unshare-pid", "--uid", "65534"],
+        }.items()
+    ]
+    return [*adds, *drops, *orders, *inherited, *called]
 
 
 # Not 17: before 0.11.1 bwrap waits for ever if it inherits an ignored SIGCHLD.

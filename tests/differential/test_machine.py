@@ -32,11 +32,13 @@ def with_own_pids(case: Case) -> Case:
     return replace(case, argv=("--unshare-pid", *case.argv))
 
 
-SHARED = [case for case in CORPUS if with_own_pids(case) is not case][::SHARED_STEP]
+# what the host's root is called in a user namespace of the host's, a guest's kernel can't know
+CASES = [case for case in CORPUS if "called" not in case.launch]
+SHARED = [case for case in CASES if with_own_pids(case) is not case][::SHARED_STEP]
 EVERY = [
     pytest.param(case, user, id=f"{user}-{name}")
     for case, name in (
-        *((with_own_pids(case), case.name) for case in CORPUS),
+        *((with_own_pids(case), case.name) for case in CASES),
         *((case, f"{case.name}-as-it-is") for case in SHARED),
     )
     for user in case.users

@@ -77,6 +77,46 @@ def test_control_the_wrong_order_opens_them(tmp_path: Path, lack: Lack) -> None:
     assert "open mem\n" in ran.stdout
 
 
+@pytest.fixture(scope="module")
+def no_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("no-root") / "no_root"
+    core = Path(__file__).parents[2] / "csrc" / "core"
+    sources = [str(Path(__file__).parent / "no_root.c"), str(core / "caps.c")]
+    subprocess.run(
+        ["gcc", "-O2", "-I", core, "-I", core.parent / "include", *sources, "-o", program],
+        check=True,
+    )
+    return program
+
+
+def capabilities(program: Path, *words: str) -> tuple[list[str], set[int]]:
+    ran = subprocess.run([program, *words], capture_output=True, text=True, check=True)
+    lines = ran.stdout.splitlines()
+    return lines[:-2], {int(line.split()[1], 16) for line in lines[-2:]}
+
+
+def test_pid_1_gets_no_rights_by_an_exec(no_root: Path) -> None:
+    """Though it is uid 0 of its user namespace, and its bounding set is whole."""
+    assert capabilities(no_root, "bar") == (["lift 1", "0"], {0})
+
+
+def test_control_an_exec_as_uid_0_gives_all(no_root: Path) -> None:
+    told, caps = capabilities(no_root)
+    assert told == ["0"]
+    assert 0 not in caps
+
+
+def test_pid_1_bars_that_before_its_exec(lack: Lack) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        lack("no strace: cannot see what pid 1 does")
+    words = ["-f", "-qq", "-e", "trace=prctl,execveat", sys.executable, "-I", "-c", SPAWN, "true"]
+    ran = subprocess.run([strace, *words], capture_output=True, text=True, check=True)
+    by_pid_1 = ran.stderr.partition("execveat(")[0]
+    bits = "SECBIT_NOROOT|SECBIT_NOROOT_LOCKED|SECBIT_NO_SETUID_FIXUP|SECBIT_NO_SETUID_FIXUP_LOCKED"
+    assert f"prctl(PR_SET_SECUREBITS, {bits}" in by_pid_1, ran.stderr
+
+
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
