@@ -147,7 +147,9 @@ def ask_program(
             timeout=DEADLINE,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
+        raise NsrunError(f"{command[0]} --probe: {error}", errno=error.errno or 0) from error
+    except subprocess.TimeoutExpired as error:
         raise NsrunError(f"{command[0]} --probe: {error}") from error
     if ended.returncode:
         said = ended.stderr.decode(errors="replace").strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -30,6 +31,8 @@ BY_GUEST = "cgroup v2 of the guest"
 
 HOST_ABI = 2  # the first ABI of Landlock that the host backend takes
 _APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+# of a clone: no refusal of namespaces, and who would run it instead needs more of the same
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 # words that mean our own namespaces wherever those are to be had
 _NAMESPACES = {"", "bwrap"}
 
@@ -151,7 +154,7 @@ def begin(
         try:
             return _in_process(plan, stdio)
         except NsrunError as error:
-            if error.step != _native.STEP_CLONE:
+            if error.step != _native.STEP_CLONE or error.errno in _SHORTAGES:
                 raise
             log.info("namespaces are refused to this process: %s", error)
             choice = _instead(error, plan)
