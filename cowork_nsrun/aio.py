@@ -544,6 +544,10 @@ class _Lone:
                 # the last of its processes may take a moment to go: not in the loop's thread
                 await to_its_end(run.finish, lambda _: None)
             return straight.take(run, self._in_time), self._in_time
+        except GeneratorExit as error:
+            # no loop will go on with this
+            straight.give_up(run, error)
+            raise
         except BaseException as error:
             await _finish_anyway(asyncio.to_thread(straight.give_up, run, error))
             raise
@@ -558,7 +562,8 @@ class _Lone:
         try:
             await self._ended
         finally:
-            self._loop.remove_reader(fd)
+            if not self._loop.is_closed():
+                self._loop.remove_reader(fd)
             if timer is not None:
                 timer.cancel()
 

@@ -111,15 +111,18 @@ def take(run: _native.Run, in_time: bool) -> tuple[bytes, bytes]:
     if in_time and run.spawn_ns is None:
         raise NsrunError(EARLY_END)
     output = run.take_output()
-    if run.alone:
-        teardown().add(run)
     _running.pop(id(run), None)
+    if run.alone:
+        # before it is: from then on another thread may be closing it
+        run.given_away = True
+        teardown().add(run)
     return output
 
 
 def give_up(run: _native.Run, error: BaseException) -> None:
     """Kill it, and wait until it is gone."""
     _running.pop(id(run), None)
-    run.close()
+    if not run.given_away:
+        run.close()
     if isinstance(error, NsrunError) and error.step:
         doubt(error)

@@ -674,6 +674,10 @@ class Run:
     Arguments:
         data: for its standard input; None gives it the caller's.
         capture: collect its output; else it goes where the caller's goes.
+
+    Attributes:
+        captures: as it was asked for.
+        given_away: somebody else will close it.
     """
 
     def __init__(self, data: bytes | None, capture: bool) -> None:
@@ -683,6 +687,7 @@ class Run:
         self._diag = ffi.new("struct nsr_diag *")
         self._base: Plan | None = None
         self.captures = capture
+        self.given_away = False
         run = self._run
         run.output = capture
         if data is not None:

@@ -109,13 +109,17 @@ static int same_dir(const char *a, const char *b)
 static int find_cwd(struct nsr_ctx *ctx)
 {
 	const char *pwd = nsr_plan_getenv(ctx->plan, "PWD");
-	char *cwd = ctx->cold->path[0];
+	const char *cwd;
 
 	if (ctx->plan->string[NSR_CHDIR])
 		return 0;
-	if (pwd && *pwd == '/' && same_dir(pwd, "."))
+	cwd = getcwd(ctx->cold->path[0], sizeof(ctx->cold->path[0]));
+	if (cwd && *cwd != '/')
+		cwd = NULL;
+	/* where both are written alike, it is all the same which one is taken */
+	if (pwd && *pwd == '/' && ((cwd && !strcmp(pwd, cwd)) || same_dir(pwd, ".")))
 		ctx->old_cwd = pwd;
-	else if (getcwd(cwd, sizeof(ctx->cold->path[0])) && *cwd == '/')
+	else if (cwd)
 		ctx->old_cwd = nsr_arena_str(ctx->arena, cwd);
 	ctx->home = nsr_plan_getenv(ctx->plan, "HOME");
 	return 0;

@@ -77,7 +77,8 @@ static int close_fds(struct nsr_ctx *ctx)
 static int give_up_rights(struct nsr_ctx *ctx)
 {
 	const int64_t *n = ctx->plan->number;
-	int ret = nsr_caps_write(0);
+	/* where the payload has none they are given up already */
+	int ret = ctx->facts.caps || ctx->facts.keep_caps ? nsr_caps_write(0) : 0;
 
 	/* a filter around all of this may forbid capset(2) to root, as bwrap knows */
 	if (ret < 0 && !(ret == -EPERM && !ctx->facts.real_uid))

@@ -219,7 +219,7 @@ def test_interrupted(marker: str) -> None:
     """An exception out of a signal handler: nothing is left when it is seen."""
     script = f"""
 import os, signal, sys, threading, time
-sys.path[:0] = {sys.path!r}
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from leftovers import processes_with
 from cowork_nsrun import Sandbox, run
 from cowork_nsrun.teardown import settle
