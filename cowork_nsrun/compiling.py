@@ -48,16 +48,18 @@ _AT_DEST = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Template:
+class Template:
     """A spec and its plan.
 
     Attributes:
         lone: see :func:`lone_template`.
+        inherits: the command's environment is the caller's, as it is.
     """
 
     spec: Sandbox
     native: _native.Plan
     lone: bool
+    inherits: bool
 
 
 class _Templates:
@@ -65,9 +67,9 @@ class _Templates:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[int, _Template] = OrderedDict()
+        self._known: OrderedDict[int, Template] = OrderedDict()
 
-    def get(self, spec: Sandbox) -> _Template:
+    def get(self, spec: Sandbox) -> Template:
         """That of a spec."""
         # by identity, since comparing takes longer than compiling; a spec that is held here
         # has its identity for itself
@@ -77,7 +79,7 @@ class _Templates:
                 self._known.move_to_end(id(spec))
                 return found
         lone = is_lone(spec) and spec.timeout is None and not spec.on_host
-        made = _Template(spec, _compile_spec(spec), lone)
+        made = Template(spec, _compile_spec(spec), lone, _inherits(spec))
         with self._lock:
             self._known[id(spec)] = made
             if len(self._known) > TEMPLATES:
@@ -102,8 +104,8 @@ def template(spec: Sandbox) -> _native.Plan:
     return _templates().get(spec).native
 
 
-def lone_template(spec: Sandbox) -> _native.Plan | None:
-    """The same if the sandbox has nothing outside, and a life as long as its command's."""
+def lone_template(spec: Sandbox) -> Template | None:
+    """That of a spec if the sandbox has nothing outside, and a life as long as its command's."""
     if spec.deny_read or spec.deny_write:
         return None
     try:
@@ -111,7 +113,7 @@ def lone_template(spec: Sandbox) -> _native.Plan | None:
     except NsrunError:
         # whoever compiles it next will say so
         return None
-    return found.native if found.lone else None
+    return found if found.lone else None
 
 
 def is_lone(spec: Sandbox) -> bool:
@@ -218,9 +220,9 @@ def _inherited() -> _Inherited:
     return _Inherited()
 
 
-def inherited() -> Mapping[str, str]:
-    """The caller's environment, not to be changed."""
-    return _inherited().get()[0]
+def inherited() -> tuple[Mapping[str, str], bytes]:
+    """The caller's environment, not to be changed, and the same as the core takes it."""
+    return _inherited().get()
 
 
 def environment_of(spec: Sandbox, env: Mapping[str, str] | None) -> dict[str, str]:
@@ -256,8 +258,13 @@ def environment_block(spec: Sandbox, env: Mapping[str, str] | None) -> bytes:
     Raises:
         SpecError: a variable that can't be.
     """
-    as_it_is = env is None and spec.egress is None and not spec.clear_env and not spec.environment
+    as_it_is = env is None and _inherits(spec)
     return _inherited().get()[1] if as_it_is else _block(environment_of(spec, env))
+
+
+def _inherits(spec: Sandbox) -> bool:
+    """Whether a command's environment is the caller's, as it is."""
+    return spec.egress is None and not spec.clear_env and not spec.environment
 
 
 def compile_op(operation: Operation) -> Op:  # noqa: PLR0911 - one return a kind is the clearest

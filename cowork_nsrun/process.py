@@ -706,17 +706,16 @@ def _finish_lone(
 def lone_result(run: Run, argv: Argv, output: tuple[Output, Output], begin: int) -> Result[Output]:
     """How such a command ended."""
     total_ns = time.monotonic_ns() - begin
-    code = run.exit_status
+    code, spawn_ns, cpu_ns, peak = run.ending
     words = tuple([os.fspath(word) for word in argv])
     number = signal_of(code)
-    cpu_ns, peak = run.usage
     log.debug("%s ended with %s, run by %s", words[0], code, IN_PROCESS)
     return Result(
         words,
         code,
         number,
         *output,
-        Timings(run.spawn_ns, total_ns),
+        Timings(spawn_ns, total_ns),
         IN_PROCESS,
         Ending.SIGNALED if number else Ending.EXITED,
         Usage(cpu_ns, peak or None),

@@ -60,16 +60,18 @@ def start(
         OSError: there are no pipes to be had.
     """
     template = compiling.lone_template(spec)
-    if template is None or not in_process(spec.backend, compiling.inherited()):
+    inherited, environment = compiling.inherited()
+    if template is None or not in_process(spec.backend, inherited):
         return None
     words = compiling.checked_argv(argv)
-    environment = compiling.environment_block(spec, env)
+    if env is not None or not template.inherits:
+        environment = compiling.environment_block(spec, env)
     start_in = None if cwd is None else compiling.checked_cwd(cwd)
     teardown().sweep()
     run = _native.Run(data, capture)
     _running[id(run)] = weakref.ref(run)
     try:
-        run.start(template, words, environment, start_in, FLAGS)
+        run.start(template.native, words, environment, start_in, FLAGS)
     except BaseException as error:
         _running.pop(id(run), None)
         run.close()
@@ -108,7 +110,7 @@ def take(run: _native.Run, in_time: bool) -> tuple[bytes, bytes]:
     Raises:
         NsrunError: it was not started.
     """
-    if in_time and run.spawn_ns is None:
+    if in_time and not run.began:
         raise NsrunError(EARLY_END)
     output = run.take_output()
     _running.pop(id(run), None)

@@ -684,7 +684,6 @@ class Run:
         # held apart, as the memory of a child is
         self._run = ffi.new("struct nsr_run *")
         self._frees = ffi.gc(self._run, lib.nsr_run_free)
-        self._diag = ffi.new("struct nsr_diag *")
         self._base: Plan | None = None
         self.captures = capture
         self.given_away = False
@@ -710,15 +709,13 @@ class Run:
         path = ffi.NULL if cwd is None else _raw(cwd)
         # what is not changed is still there
         self._base = base
-        ret = lib.nsr_run_start(
-            self._run, base._plan, words, len(words), len(argv), path, flags, self._diag
-        )
+        ret = lib.nsr_run_start(self._run, base._plan, words, len(words), len(argv), path, flags)
         if ret > 0:
             raise OSError(ret, os.strerror(ret))
         if ret == -errno.ENOTSUP:
-            raise NeedsProgram(_str(self._diag.text))
+            raise NeedsProgram(_str(self._run.diag.text))
         if ret:
-            raise _error(self._diag)
+            raise _error(self._run.diag)
 
     def serve(self, deadline: float | None) -> bool:
         """Feed and collect; True once the command has ended and none of its processes is left.
@@ -732,9 +729,9 @@ class Run:
             NsrunError: the set-up or the exec failed, or a stream can't be read or written.
         """
         until = 0 if deadline is None else max(1, int(deadline * 1e9))
-        ret = lib.nsr_run_serve(self._run, until, self._diag)
+        ret = lib.nsr_run_serve(self._run, until)
         if ret < 0:
-            raise _error(self._diag)
+            raise _error(self._run.diag)
         return bool(ret)
 
     def watch(self) -> int:
@@ -749,9 +746,9 @@ class Run:
 
     def step(self) -> bool:
         """As :meth:`serve`, but at once; after the end :meth:`finish` is due."""
-        ret = lib.nsr_run_step(self._run, self._diag)
+        ret = lib.nsr_run_step(self._run)
         if ret < 0:
-            raise _error(self._diag)
+            raise _error(self._run.diag)
         return bool(ret)
 
     def finish(self) -> None:
@@ -762,29 +759,25 @@ class Run:
         Raises:
             NsrunError: a stream can't be read.
         """
-        if lib.nsr_run_finish(self._run, self._diag):
-            raise _error(self._diag)
+        if lib.nsr_run_finish(self._run):
+            raise _error(self._run.diag)
 
     def kill(self) -> None:
         """Kill everything inside."""
         lib.nsr_child_signal(ffi.addressof(self._run, "child"), signal.SIGKILL)
 
     @property
-    def exit_status(self) -> int:
-        """0-255; 128+n for signal n."""
-        return int(self._run.child.exit_status)
+    def ending(self) -> tuple[int, int | None, int, int]:
+        """How it ended: as :attr:`Child.exit_status`, ``spawn_ns`` and both of ``usage``."""
+        child = self._run.child
+        began = child.exec_ns
+        spawn_ns = began - child.start_ns if began else None
+        return child.exit_status, spawn_ns, child.cpu_ns, child.peak_rss
 
     @property
-    def usage(self) -> tuple[int, int]:
-        """As :attr:`Child.usage`."""
-        child = self._run.child
-        return int(child.cpu_ns), int(child.peak_rss)
-
-    @property
-    def spawn_ns(self) -> int | None:
-        """As :attr:`Child.spawn_ns`."""
-        child = self._run.child
-        return int(child.exec_ns - child.start_ns) if child.exec_ns else None
+    def began(self) -> bool:
+        """As :attr:`Child.exec_seen`."""
+        return bool(self._run.child.exec_ns)
 
     @property
     def alone(self) -> bool:

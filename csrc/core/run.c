@@ -17,10 +17,10 @@
 enum { FDS = sizeof(((struct nsr_run *)0)->watched) / sizeof(int) };
 
 int nsr_run_start(struct nsr_run *run, const struct nsr_plan *base, const char *words,
-		  uint64_t len, uint32_t n_argv, const char *dir, int64_t flags,
-		  struct nsr_diag *diag)
+		  uint64_t len, uint32_t n_argv, const char *dir, int64_t flags)
 {
 	struct nsr_flow *flow = &run->flow;
+	struct nsr_diag *diag = &run->diag;
 	int ret;
 
 	run->plan = nsr_plan_for_command(base, words, len, n_argv, dir, flags, diag);
@@ -38,9 +38,9 @@ int nsr_run_start(struct nsr_run *run, const struct nsr_plan *base, const char *
 	return ret;
 }
 
-static int fail_streams(struct nsr_diag *diag, int err)
+static int fail_streams(struct nsr_run *run, int err)
 {
-	return nsr_diag_errno(diag, -err, "Can't serve the command's streams");
+	return nsr_diag_errno(&run->diag, -err, "Can't serve the command's streams");
 }
 
 static void close_poll(struct nsr_run *run)
@@ -51,7 +51,7 @@ static void close_poll(struct nsr_run *run)
 }
 
 /* What the command left running ends with it; pid 1 alone ends by itself. */
-int nsr_run_finish(struct nsr_run *run, struct nsr_diag *diag)
+int nsr_run_finish(struct nsr_run *run)
 {
 	int ret;
 
@@ -61,10 +61,10 @@ int nsr_run_finish(struct nsr_run *run, struct nsr_diag *diag)
 	ret = nsr_flow_drain(&run->flow);
 	nsr_flow_shut(&run->flow);
 	close_poll(run);
-	return ret ? fail_streams(diag, ret) : 0;
+	return ret ? fail_streams(run, ret) : 0;
 }
 
-int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns, struct nsr_diag *diag)
+int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns)
 {
 	const int64_t slice = nsr_now() + NSR_SLICE_NS;
 	const int64_t until = deadline_ns && deadline_ns < slice ? deadline_ns : slice;
@@ -73,14 +73,14 @@ int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns, struct nsr_diag *dia
 	do {
 		told = nsr_flow_serve(&run->flow, run->child.status_fd, until);
 		if (told < 0)
-			return fail_streams(diag, told);
+			return fail_streams(run, told);
 		if (told & NSR_FLOW_FED)
 			nsr_flow_end_input(&run->flow);
-		ret = nsr_child_read(&run->child, diag);
+		ret = nsr_child_read(&run->child, &run->diag);
 		if (ret < 0)
 			return ret;
 		if (ret)
-			return nsr_run_finish(run, diag) ? -EIO : 1;
+			return nsr_run_finish(run) ? -EIO : 1;
 		/* a signal, or the time: the caller's turn */
 	} while (told && nsr_now() < until);
 	return 0;
@@ -129,21 +129,21 @@ int nsr_run_watch(struct nsr_run *run)
 	return ret ? ret : fd;
 }
 
-int nsr_run_step(struct nsr_run *run, struct nsr_diag *diag)
+int nsr_run_step(struct nsr_run *run)
 {
 	int told = nsr_flow_step(&run->flow);
 	int ret;
 
 	if (told < 0)
-		return fail_streams(diag, told);
+		return fail_streams(run, told);
 	if (told & NSR_FLOW_FED) {
 		/* before it is closed: the command may still have a copy, by which it would stay */
 		watch(run, 0, -1);
 		nsr_flow_end_input(&run->flow);
 	}
-	ret = nsr_child_read(&run->child, diag);
+	ret = nsr_child_read(&run->child, &run->diag);
 	if (!ret && watch_all(run))
-		ret = nsr_diag_errno(diag, errno, "Can't watch the command");
+		ret = nsr_diag_errno(&run->diag, errno, "Can't watch the command");
 	return ret;
 }
 

@@ -362,6 +362,7 @@ struct nsr_run {
 	struct nsr_flow flow;       /* the output is here */
 	struct nsr_child child;     /* what there is to know of its end, too */
 	struct nsr_plan *plan;
+	struct nsr_diag diag;       /* why something failed */
 	int poll_fd;                /* of nsr_run_watch; 0: none */
 	int watched[4];             /* what it stands for */
 };
@@ -371,15 +372,14 @@ struct nsr_run {
  * for nsr_spawn; errno where no pipes are to be had.  nsr_run_free is due in any case.
  */
 int nsr_run_start(struct nsr_run *run, const struct nsr_plan *base, const char *words,
-		  uint64_t len, uint32_t n_argv, const char *dir, int64_t flags,
-		  struct nsr_diag *diag);
+		  uint64_t len, uint32_t n_argv, const char *dir, int64_t flags);
 /*
  * Feed and collect until the command has ended.  1: it has, no process of it is left, and all
  * of its output is there.  0: not yet, but a signal came, the time of CLOCK_MONOTONIC was
  * reached (0: no end), or a twentieth of a second is over.  -errno with diag filled: it could
  * not be started, or its streams not be served; it may still run then.
  */
-int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns, struct nsr_diag *diag);
+int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns);
 /*
  * For an event loop, instead: a descriptor that is readable whenever nsr_run_step has
  * something to do, which never blocks.  Its result is that of nsr_run_serve, but for what
@@ -387,8 +387,8 @@ int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns, struct nsr_diag *dia
  * its output and closes that descriptor; only if the child was not alone it takes a moment.
  */
 int nsr_run_watch(struct nsr_run *run);
-int nsr_run_step(struct nsr_run *run, struct nsr_diag *diag);
-int nsr_run_finish(struct nsr_run *run, struct nsr_diag *diag);
+int nsr_run_step(struct nsr_run *run);
+int nsr_run_finish(struct nsr_run *run);
 /* Kill what is left, and free all but the plan.  nsr_run_free frees that as well. */
 void nsr_run_close(struct nsr_run *run);
 /* As nsr_child_forget. */
