@@ -219,14 +219,13 @@ static int serve_ends(struct nsr_flow *flow, const struct ends *ends, int *moved
 	return told;
 }
 
-int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
+int nsr_flow_wait(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 {
 	/* a signal that came before the call does not end it: the caller has a turn for that */
 	int64_t until = nsr_now() + NSR_SLICE_NS;
 	int saved_errno = errno;
 	int moved = 0, ret = 0;
 
-	nsr_flow_started(flow);
 	if (deadline_ns && deadline_ns < until)
 		until = deadline_ns;
 	/* the ends of streams come before that of the command: nothing to tell by themselves */
@@ -247,6 +246,12 @@ int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
 	}
 	errno = saved_errno;
 	return ret < 0 || !moved ? ret : ret | NSR_FLOW_MOVED;
+}
+
+int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns)
+{
+	nsr_flow_started(flow);
+	return nsr_flow_wait(flow, watch, deadline_ns);
 }
 
 int nsr_flow_step(struct nsr_flow *flow)

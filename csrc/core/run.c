@@ -32,7 +32,6 @@ int nsr_run_start(struct nsr_run *run, const struct nsr_plan *base, const char *
 	flow->data = run->data;
 	flow->left = run->left;
 	ret = nsr_spawn(run->plan, flow->stdio, &run->child, diag);
-	nsr_flow_started(flow);
 	if (!ret && flow->to >= 0 && !flow->left)
 		nsr_flow_end_input(flow);
 	return ret;
@@ -71,7 +70,7 @@ int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns)
 	int told, ret;
 
 	do {
-		told = nsr_flow_serve(&run->flow, run->child.status_fd, until);
+		told = nsr_flow_wait(&run->flow, run->child.status_fd, until);
 		if (told < 0)
 			return fail_streams(run, told);
 		if (told & NSR_FLOW_FED)
@@ -121,6 +120,7 @@ int nsr_run_watch(struct nsr_run *run)
 	int fd = nsr_lift(epoll_create1(EPOLL_CLOEXEC));
 	int ret = fd < 0 ? -errno : 0;
 
+	nsr_flow_started(&run->flow);
 	if (!ret) {
 		run->poll_fd = fd;
 		ret = watch_all(run);

@@ -344,6 +344,8 @@ void nsr_flow_end_input(struct nsr_flow *flow);
  * Whoever calls this has started the command.
  */
 int nsr_flow_serve(struct nsr_flow *flow, int watch, int64_t deadline_ns);
+/* The same where the command's ends stay open, so that the end of its output wakes nobody. */
+int nsr_flow_wait(struct nsr_flow *flow, int watch, int64_t deadline_ns);
 /* What can be done at once; NSR_FLOW_FED, 0 or -errno. */
 int nsr_flow_step(struct nsr_flow *flow);
 /* Take what is there; 0 or -errno. */
