@@ -78,8 +78,10 @@ int nsr_run_serve(struct nsr_run *run, int64_t deadline_ns)
 		ret = nsr_child_read(&run->child, &run->diag);
 		if (ret < 0)
 			return ret;
-		if (ret)
-			return nsr_run_finish(run) ? -EIO : 1;
+		if (ret) {
+			ret = nsr_run_finish(run);
+			return ret ? ret : 1;
+		}
 		/* a signal, or the time: the caller's turn */
 	} while (told && nsr_now() < until);
 	return 0;
@@ -106,7 +108,7 @@ static int watch_all(struct nsr_run *run)
 {
 	const struct nsr_flow *flow = &run->flow;
 	const int fds[FDS] = { flow->left ? flow->to : -1, flow->out[0].fd, flow->out[1].fd,
-				       run->child.status_fd };
+			       run->child.status_fd };
 	int ret = 0;
 
 	for (int i = 0; !ret && i < FDS; i++)
@@ -142,9 +144,10 @@ int nsr_run_step(struct nsr_run *run)
 		nsr_flow_end_input(&run->flow);
 	}
 	ret = nsr_child_read(&run->child, &run->diag);
-	if (!ret && watch_all(run))
-		ret = nsr_diag_errno(&run->diag, errno, "Can't watch the command");
-	return ret;
+	if (ret)
+		return ret;
+	ret = watch_all(run);
+	return ret ? nsr_diag_errno(&run->diag, -ret, "Can't watch the command") : 0;
 }
 
 void nsr_run_close(struct nsr_run *run)

@@ -230,7 +230,8 @@ static int open_channels(struct nsr_ctx *ctx)
 static void close_child_ends(const struct nsr_ctx *ctx)
 {
 	const int ends[] = { ctx->status_w, ctx->life_r, ctx->release_r,
-			     ctx->release_w == ctx->release_r ? -1 : ctx->release_w, ctx->bpf_fd, ctx->park_r, ctx->exec_w,
+			     ctx->release_w == ctx->release_r ? -1 : ctx->release_w,
+			     ctx->bpf_fd, ctx->park_r, ctx->exec_w,
 			     ctx->lifted[0], ctx->lifted[1], ctx->lifted[2] };
 
 	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)

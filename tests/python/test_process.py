@@ -721,6 +721,7 @@ def test_interrupt_leaves_nothing(in_child: AsUser, marker: str, when: str) -> N
 INTERRUPT_ANYWHERE = """
 import gc, signal, sys, warnings
 sys.path.insert(0, {tests!r})
+from interrupting import interrupted
 from leftovers import census
 from cowork_nsrun import PIPE, Sandbox, popen, run
 import cowork_nsrun.handle, cowork_nsrun.process, cowork_nsrun.streams
@@ -736,34 +737,11 @@ def work():
         process.kill()
         process.wait()
 
-def trace(frame, event, arg):
-    global count
-    if frame.f_code.co_filename not in OURS:
-        return None
-    if event == "line":
-        count += 1
-        if count == stop:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-    return trace
-
-def once(at):
-    global count, stop
-    count, stop = 0, at
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return count
-
 work()
-lines = once(-1)
+lines = interrupted(work, OURS, -1)
 before, changed = census(), 0
 for at in range(1, lines + 5, {step}):
-    once(at)
+    interrupted(work, OURS, at)
     gc.collect()
     after = census()
     if after != before:

@@ -265,6 +265,7 @@ run(["sh", "-c", "sleep {marker} & sleep {marker}"], Sandbox.minimal())
 INTERRUPT_ANYWHERE = """
 import gc, sys
 sys.path.insert(0, {tests!r})
+from interrupting import interrupted
 from leftovers import census
 import cowork_nsrun.process, cowork_nsrun.straight
 from cowork_nsrun import Sandbox, run, settle
@@ -275,35 +276,12 @@ def work():
     run(["cat"], spec, input=b"some")
     run(["sh", "-c", "sleep 1000 & kill $$"], spec)
 
-def trace(frame, event, arg):
-    global count
-    if frame.f_code.co_filename not in OURS:
-        return None
-    if event == "line":
-        count += 1
-        if count == stop:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-    return trace
-
-def once(at):
-    global count, stop
-    count, stop = 0, at
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return count
-
 work()
-lines = once(-1)
+lines = interrupted(work, OURS, -1)
 settle()
 before = census()
 for at in range(1, lines + 5):
-    once(at)
+    interrupted(work, OURS, at)
     gc.collect()
     settle()
     after = census()
